@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lumosx_rt.reference.config import PATCH, LumosXConfig
-from lumosx_rt.reference.ops import QKV, REFERENCE, Ops, WordBias
+from lumosx_rt.reference.ops import QKV, REFERENCE, Ops, WordBias, over_seeds
 from lumosx_rt.reference.structure import Structure
 
 MAX_TIME = 1000
@@ -79,7 +79,7 @@ class LumosX(nn.Module):
             structure.rope_video.flatten(1, 3).unsqueeze(1),
             structure.rope_references.flatten(2, 4),
         )
-        per_seed = e0.repeat_interleave(seeds, 0)
+        per_seed = over_seeds(e0, seeds)
         video: Residual = (x, None, None)
         condition: Residual | None = (c, None, None)
         for i, block in enumerate(self.blocks):
@@ -89,7 +89,7 @@ class LumosX(nn.Module):
             )
 
         frames = structure.rope_video.shape[1]
-        out = self.head(video, e.repeat_interleave(seeds, 0), self.ops)
+        out = self.head(video, over_seeds(e, seeds), self.ops)
         out = self.unpatchify(out, frames, size).unflatten(0, (streams, seeds))
         if condition is None:
             return out

@@ -38,6 +38,8 @@ class WordBias(NamedTuple):
     ratio: float
 
 
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+Rotate = Callable[[Tensor, Tensor], Tensor]
 SelfAttention = Callable[[QKV, QKV, Structure, str], tuple[Tensor, Tensor | None]]
 CrossAttention = Callable[
     [Tensor, Tensor | None, Tensor, Tensor, WordBias | None, Structure, str],
@@ -50,8 +52,23 @@ NormModulate = Callable[
 ]
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Softmax attention, scale 1/sqrt(head_dim), on [batch, tokens, heads, head_dim] tensors."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Rotate adjacent channel pairs of x [batch, tokens, heads, head_dim] by the angles whose
+    cosine and sine are rope [2, batch or 1, tokens, pairs], in the table's dtype."""
+    cosine, sine = rope.unsqueeze(3)
+    even, odd = x.to(rope.dtype).unflatten(-1, (-1, 2)).unbind(-1)
+    pairs = torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1)
+    return pairs.flatten(-2).to(x.dtype)
+
+
 def self_attention(
-    video: QKV, condition: QKV, structure: Structure, site: str
+    video: QKV, condition: QKV, structure: Structure, site: str, attend: Attend = attend
 ) -> tuple[Tensor, Tensor | None]:
     """Relational self-attention without a mask over the sequence (SPEC 4.1).
 
@@ -61,10 +78,10 @@ def self_attention(
     """
     streams = condition.k.shape[0]
     seeds = video.k.shape[0] // streams
-    keys = torch.cat([video.k, _over_seeds(condition.k, seeds)], dim=1)
-    values = torch.cat([video.v, _over_seeds(condition.v, seeds)], dim=1)
+    keys = torch.cat([video.k, over_seeds(condition.k, seeds)], dim=1)
+    values = torch.cat([video.v, over_seeds(condition.v, seeds)], dim=1)
     assert video.q is not None
-    video_out = attend(video.q, keys, values)
+    video_out = attend(video.q, keys, values, None)
     if condition.q is None:
         return video_out, None
 
@@ -93,6 +110,7 @@ def cross_attention(
     bias: WordBias | None,
     structure: Structure,
     site: str,
+    attend: Attend = attend,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention over the text: plain for the video, biased towards their words for references.
 
@@ -101,11 +119,11 @@ def cross_attention(
     Returns both attended, in the queries' shapes (SPEC 4.3).
     """
     seeds = video_q.shape[0] // k.shape[0]
-    video_out = attend(video_q, _over_seeds(k, seeds), _over_seeds(v, seeds))
+    video_out = attend(video_q, over_seeds(k, seeds), over_seeds(v, seeds), None)
     if condition_q is None:
         return video_out, None
     if bias is None:
-        return video_out, attend(condition_q, k, v)
+        return video_out, attend(condition_q, k, v, None)
     table = bias_table(condition_q, k, bias, structure)
     rows = table.index_select(3, structure.bias_tiles.flatten()).flatten(2, 3)
     return video_out, attend(condition_q, k, v, rows)
@@ -127,7 +145,12 @@ def bias_table(q: Tensor, k: Tensor, bias: WordBias, structure: Structure) -> Te
 
 
 def qk_norm_rope(
-    x: Tensor, weight: Tensor | None, rope: Tensor | None, heads: int, eps: float
+    x: Tensor,
+    weight: Tensor | None,
+    rope: Tensor | None,
+    heads: int,
+    eps: float,
+    rotate: Rotate = rotate,
 ) -> Tensor:
     """RMS norm over the whole width, split into heads, rotation of adjacent channel pairs.
 
@@ -140,12 +163,7 @@ def qk_norm_rope(
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
         x = wide.to(x.dtype) * weight.to(x.dtype)
     x = x.unflatten(-1, (heads, -1))
-    if rope is None:
-        return x
-    cosine, sine = rope.unsqueeze(3)
-    even, odd = x.to(rope.dtype).unflatten(-1, (-1, 2)).unbind(-1)
-    pairs = torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1)
-    return pairs.flatten(-2).to(x.dtype)
+    return x if rope is None else rotate(x, rope)
 
 
 def norm_modulate(
@@ -172,13 +190,8 @@ def norm_modulate(
     return x, y.to(dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention, scale 1/sqrt(head_dim), on [batch, tokens, heads, head_dim] tensors."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
-
-
-def _over_seeds(x: Tensor, seeds: int) -> Tensor:
+def over_seeds(x: Tensor, seeds: int) -> Tensor:
+    """What a stream's seeds share: [streams, ...] -> [streams * seeds, ...], without a copy yet."""
     return x.unsqueeze(1).expand(-1, seeds, *x.shape[1:]).flatten(0, 1)
 
 
@@ -194,7 +207,7 @@ def _gather_frames(x: Tensor, index: Tensor, frame_tokens: int) -> Tensor:
     frames = x.unflatten(1, (-1, frame_tokens))
     offset = torch.arange(x.shape[0], device=x.device)[:, None, None] * frames.shape[1]
     picked = frames.flatten(0, 1).index_select(0, (index + offset).flatten())
-    return picked.unflatten(0, (-1, index.shape[2])).flatten(1, 2)
+    return picked.unflatten(0, (index.shape[0] * index.shape[1], index.shape[2])).flatten(1, 2)
 
 
 @dataclass(frozen=True)

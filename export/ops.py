@@ -1,0 +1,55 @@
+"""The four operations spelled for ONNX: same mathematics, operators that runtimes have kernels for.
+
+Attention is the `Attention` operator where there is no mask. Masked and biased attention is
+MatMul + Softmax: onnxruntime's CPU `Attention` wants masks expanded over the queries.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lumosx_rt.reference.ops import (
+    Ops,
+    cross_attention,
+    qk_norm_rope,
+    self_attention,
+)
+from lumosx_rt.reference import ops as plain
+
+
+def attend_matmul(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.where(mask, 0.0, torch.finfo(q.dtype).min)
+    if mask is not None:
+        logits = logits + mask
+    return (torch.softmax(logits, dim=-1) @ v).transpose(1, 2)
+
+
+def attend_operator(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is not None:
+        return attend_matmul(q, k, v, mask)
+    heads = q.shape[2]
+    out, *_ = torch.onnx.ops.attention(
+        q.flatten(2), k.flatten(2), v.flatten(2), q_num_heads=heads, kv_num_heads=heads
+    )
+    return out.unflatten(-1, (heads, -1))
+
+
+def rotate_operator(x: Tensor, rope: Tensor) -> Tensor:
+    cosine, sine = rope.expand(-1, x.shape[0], -1, -1)
+    return torch.onnx.ops.rotary_embedding(
+        x.flatten(2), cosine, sine, interleaved=True, num_heads=x.shape[2]
+    ).unflatten(-1, (x.shape[2], -1))
+
+
+def export_ops(opset: int) -> Ops:
+    attend = attend_operator if opset >= 23 else attend_matmul
+    rotate = rotate_operator if opset >= 23 else plain.rotate
+    return Ops(
+        self_attention=partial(self_attention, attend=attend),
+        cross_attention=partial(cross_attention, attend=attend),
+        qk_norm_rope=partial(qk_norm_rope, rotate=rotate),
+    )
