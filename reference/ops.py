@@ -160,8 +160,7 @@ def qk_norm_rope(
     """
     if weight is not None:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-        x = wide.to(x.dtype) * weight.to(x.dtype)
+        x = F.rms_norm(wide, x.shape[-1:], eps=eps).to(x.dtype) * weight.to(x.dtype)
     x = x.unflatten(-1, (heads, -1))
     return x if rope is None else rotate(x, rope)
 

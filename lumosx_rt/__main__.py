@@ -1,0 +1,3 @@
+from lumosx_rt.cli import main
+
+main()

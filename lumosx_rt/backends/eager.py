@@ -1,0 +1,34 @@
+"""The PyTorch reference itself, as a backend: what every engine is compared with."""
+
+import torch
+from torch import Tensor
+
+from lumosx_rt.backends import Denoiser, Inputs
+from lumosx_rt.reference.model import LumosX
+
+
+class EagerBackend:
+    """Runs the reference model on the device it lies on."""
+
+    def __init__(self, model: LumosX) -> None:
+        self.model = model.eval()
+
+    def bind(self, inputs: Inputs) -> Denoiser:
+        device = self.model.head.head.weight.device
+        text, references, template = (
+            x.to(device) for x in (inputs.text, inputs.references, inputs.template)
+        )
+        structure = inputs.structure.to(device)
+
+        @torch.inference_mode()
+        def denoise(latents: Tensor, time: int) -> Tensor:
+            times = torch.full((inputs.shape[0],), time, device=device)
+            args = (latents.to(device), times, text, references, template, structure)
+            velocity: Tensor = self.model(*args)
+            return velocity.cpu()
+
+        return denoise
+
+    def describe(self) -> dict[str, str]:
+        where = str(self.model.head.head.weight.device)
+        return {"backend": "eager", "device": where, "torch": torch.__version__}

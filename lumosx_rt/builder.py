@@ -1,0 +1,305 @@
+"""Checkpoint in, engine directory out: in stages that a killed build does not have to repeat.
+
+Everything is written to `.<name>.partial` beside the engine and renamed at the end, so there is
+never half an engine. A stage is found again by the hash of everything it depends on.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lumosx_rt import __version__, cache
+from lumosx_rt.engine import GRAPH
+from lumosx_rt.export.graph import LIMITS, OPSETS, Precision
+from lumosx_rt.manifest import FileRecord, Manifest, check_files, read_manifest, record_files
+from lumosx_rt.parity import GATES, forward_parity
+from lumosx_rt.reference.bundle import find_bundle
+from lumosx_rt.reference.checkpoint import save_bundle
+from lumosx_rt.reference.config import PRESETS, LumosXConfig
+from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.model import LumosX
+from lumosx_rt.report import write_report
+from lumosx_rt.runtime import peak_memory_bytes
+from lumosx_rt.source import ENCODERS, CheckpointSource, RandomSource, Source
+
+BACKENDS = ("auto", "onnxruntime")
+PRECISIONS = ("fp32", "fp16")
+MAX_REFERENCES = 16
+STAGES = "stages.json"
+Report = Callable[[str], None]
+
+# What `generate` uses where nothing is said: the released settings, and small ones for `tiny`.
+RELEASED_DEFAULTS = {
+    "frames": 81, "height": 480, "width": 832, "fps": 16, "steps": 50, "shift": 8.0, "guidance": 6.0
+}  # fmt: skip
+TINY_DEFAULTS = RELEASED_DEFAULTS | {"frames": 17, "height": 128, "width": 288, "steps": 20}
+
+
+def build(
+    checkpoint: str | Path | None,
+    out: str | Path,
+    *,
+    preset: str | None = None,
+    seed: int = 0,
+    backend: str = "auto",
+    precision: Precision = "fp32",
+    opset: int = OPSETS[0],
+    max_references: int = MAX_REFERENCES,
+    config: LumosXConfig | None = None,
+    self_contained: bool = False,
+    force: bool = False,
+    report: Report = lambda line: None,
+) -> Path:
+    """Build an engine directory and return its path.
+
+    checkpoint: anything `find_bundle` recognises; or None for a `preset` with random weights.
+    precision: "fp32", or "fp16" (matrices stored in half precision, computed in float32).
+    self_contained: copy text encoder, tokenizer and VAE in. force: replace what stands at `out`.
+    report: told what is being done. Raises LumosXError; nothing is left at `out` then.
+    """
+    out = Path(out)
+    _check_request(backend, precision, opset, max_references)
+    if (checkpoint is None) == (preset is None):
+        raise LumosXError("build: name either a checkpoint, or a preset for random weights")
+    if out.exists() and not force and not (out / "manifest.json").is_file():
+        raise LumosXError(f"{out} exists and is no engine; choose another name, or use --force")
+    started = time.monotonic()
+    source: Source
+    if preset is not None:
+        source = RandomSource(preset, seed)
+    else:
+        assert checkpoint is not None
+        source = CheckpointSource(find_bundle(checkpoint), config)
+        report(f"checkpoint: {source.bundle.kind} layout at {source.bundle.root}")
+    if backend == "auto":
+        report("backend: onnxruntime, the one that runs on every machine, with or without a GPU")
+    report("reading the weights")
+    model = source.load()
+    identity = source.identity()
+    _check_disk(out, model, precision)
+
+    wanted = {
+        "checkpoint": identity,
+        "model": asdict(model.config),
+        "precision": precision,
+        "opset": opset,
+        "max_references": max_references,
+        "self_contained": self_contained,
+        "versions": _versions(),
+    }
+    key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+    if out.exists() and _is_up_to_date(out, key) and not force:
+        report(f"{out} is up to date")
+        return out
+    if out.exists() and not force:
+        raise LumosXError(
+            f"{out} is an engine built from other inputs; choose another name, or use --force"
+        )
+    partial = out.with_name(f".{out.name}.partial")
+    facts = _run_stages(partial, key, source, model, precision, opset, self_contained, report)
+
+    components = _components(source, partial)
+    manifest = Manifest(
+        model=asdict(model.config),
+        checkpoint=identity | {"build": key},
+        backend="onnxruntime",
+        precision=precision,
+        device={"name": "any that onnxruntime runs on"},
+        versions=wanted["versions"],
+        layouts={
+            **{axis: list(LIMITS[axis]) for axis in ("frames", "height", "width", "seeds")},
+            "references": [0, max_references],
+            "members": [1, max_references],
+        },
+        defaults=TINY_DEFAULTS if _is_tiny(model.config) else RELEASED_DEFAULTS,
+        components=components,
+    )
+    report("checking the engine against the reference")
+    checks = forward_parity(model, partial / GRAPH)
+    facts |= {
+        "parity": checks,
+        "seconds": round(time.monotonic() - started, 1),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+    worst = max(check["relative_error"] for check in checks)
+    if not worst <= GATES[precision]:
+        raise LumosXError(
+            f"the {precision} graph differs from the reference by {worst:.1e} (gate "
+            f"{GATES[precision]:.0e}); the engine was not kept. Try --opset {OPSETS[-1]}, or fp32"
+        )
+    (partial / STAGES).unlink()
+    manifest = replace(manifest, files=record_files(partial))
+    write_report(partial, manifest, build=facts)
+    manifest.write(partial)
+    _put_in_place(partial, out)
+    report(f"{out} built in {facts['seconds']} s")
+    return out
+
+
+def _check_request(backend: str, precision: str, opset: int, max_references: int) -> None:
+    if backend not in BACKENDS:
+        raise LumosXError(
+            f"backend: got '{backend}', this version builds {', '.join(BACKENDS[1:])} (or auto)"
+        )
+    if precision not in PRECISIONS:
+        raise LumosXError(f"precision: got '{precision}', accepted are {', '.join(PRECISIONS)}")
+    if opset not in OPSETS:
+        raise LumosXError(f"opset: got {opset}, accepted are {', '.join(map(str, OPSETS))}")
+    most = LIMITS["references"][1]
+    if not 0 < max_references <= most:
+        raise LumosXError(f"max_references: got {max_references}, accepted are 1 to {most}")
+
+
+def _check_disk(out: Path, model: LumosX, precision: str) -> None:
+    parameters = sum(p.numel() for p in model.parameters())
+    needed = int(parameters * (2 if precision == "fp16" else 4) * 1.1) + (64 << 20)
+    folder = out.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise LumosXError(
+            f"{folder} has {free >> 20} MiB free, the engine needs about {needed >> 20} MiB"
+        )
+
+
+def _versions() -> dict[str, str]:
+    import onnx
+    import onnxruntime
+
+    return {
+        "lumosx_rt": __version__,
+        "torch": torch.__version__.split("+")[0],
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _is_up_to_date(out: Path, key: str) -> bool:
+    try:
+        manifest = read_manifest(out)
+        check_files(out, manifest)
+    except LumosXError:
+        return False
+    return manifest.checkpoint.get("build") == key
+
+
+def _is_tiny(config: LumosXConfig) -> bool:
+    return config.dim <= PRESETS["tiny"].dim
+
+
+def _run_stages(
+    partial: Path,
+    key: str,
+    source: Source,
+    model: LumosX,
+    precision: Precision,
+    opset: int,
+    self_contained: bool,
+    report: Report,
+) -> dict[str, Any]:
+    """Run what an earlier, killed build of the same key has not finished; returns its facts."""
+    done = _finished_stages(partial, key)
+    if "components" not in done:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _copy_components(partial, source, self_contained, report)
+        _finish(partial, key, done, "components", {})
+    if "graph" in done:
+        report("exported graph: found from an earlier build")
+    else:
+        from lumosx_rt.export.graph import export_onnx
+
+        shutil.rmtree((partial / GRAPH).parent, ignore_errors=True)
+        facts = export_onnx(
+            model, partial / GRAPH, opset=opset, precision=precision, report=report
+        )
+        _finish(partial, key, done, "graph", facts)
+    facts = done["graph"]["facts"]
+    assert isinstance(facts, dict)
+    return facts
+
+
+def _finished_stages(partial: Path, key: str) -> dict[str, dict[str, Any]]:
+    try:
+        state = json.loads((partial / STAGES).read_text())
+        if state["key"] != key:
+            return {}
+        for stage in state["done"].values():
+            for name, record in stage["files"].items():
+                if asdict(record_files(partial)[name]) != record:
+                    return {}
+    except (OSError, ValueError, KeyError):
+        return {}
+    found: dict[str, dict[str, Any]] = state["done"]
+    return found
+
+
+def _finish(
+    partial: Path, key: str, done: dict[str, dict[str, Any]], stage: str, facts: dict[str, Any]
+) -> None:
+    from lumosx_rt.manifest import write_atomically
+
+    files: dict[str, FileRecord] = record_files(partial)
+    files.pop(STAGES, None)
+    done[stage] = {"files": {name: asdict(r) for name, r in files.items()}, "facts": facts}
+    write_atomically(partial / STAGES, json.dumps({"key": key, "done": done}))
+
+
+def _copy_components(partial: Path, source: Source, self_contained: bool, report: Report) -> None:
+    target = partial / "components"
+    if isinstance(source, RandomSource):
+        if not _is_tiny(PRESETS[source.preset]):
+            report("components: none; random weights of this size come without encoders")
+            return
+        from lumosx_rt.reference.tiny import random_components
+
+        text_encoder, tokenizer, vae = random_components(source.seed)
+        save_bundle(target, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
+    elif self_contained:
+        bundle = source.bundle
+        from lumosx_rt.reference.encoders import load_text_encoder, load_vae
+
+        missing = [name for name in ENCODERS if getattr(bundle, name) is None]
+        if missing:
+            raise LumosXError(
+                f"--self-contained: {bundle.root} has no {', '.join(missing)} to copy in"
+            )
+        report("copying text encoder, tokenizer and VAE")
+        encoder, vae_coder = load_text_encoder(bundle), load_vae(bundle, dtype=None)
+        save_bundle(
+            target, vae=vae_coder.model, text_encoder=encoder.model, tokenizer=encoder.tokenizer
+        )
+
+
+def _components(source: Source, partial: Path) -> dict[str, str]:
+    """Hashes of the encoders the engine belongs to: those inside it, else those beside the weights."""
+    if (partial / "components").is_dir():
+        bundle = find_bundle(partial / "components")
+        if isinstance(source, CheckpointSource):
+            cache.remember(source.bundle, {"transformer": source.hashes["transformer"]})
+        return {name: bundle.require(name).sha256 for name in ENCODERS}
+    if isinstance(source, CheckpointSource):
+        cache.remember(source.bundle, source.hashes)
+        return {name: digest for name, digest in source.hashes.items() if name in ENCODERS}
+    return {}
+
+
+def _put_in_place(partial: Path, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.replace(out, old)
+    os.replace(partial, out)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,63 @@
+"""The user cache: where content with a given hash was last seen, and hashes of unchanged files.
+
+It holds only small notes, never the weights themselves; losing it costs time, not results.
+"""
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from lumosx_rt.manifest import write_atomically
+from lumosx_rt.reference.bundle import Bundle, Component, find_bundle
+from lumosx_rt.reference.errors import LumosXError
+
+
+def cache_dir() -> Path:
+    """LUMOSX_CACHE, else XDG_CACHE_HOME/lumosx-rt, else ~/.cache/lumosx-rt."""
+    if own := os.environ.get("LUMOSX_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lumosx-rt"
+
+
+def content_hash(part: Component) -> str:
+    """The part's sha256; not computed again while its files keep size and time."""
+    stamp = {
+        str(f.absolute()): [f.stat().st_size, f.stat().st_mtime_ns]
+        for f in (*part.files, *([part.config] if part.config else []))
+    }
+    note = cache_dir() / "hashes" / f"{abs(hash_of(json.dumps(stamp, sort_keys=True)))}.json"
+    with suppress(OSError, ValueError):
+        known = json.loads(note.read_text())
+        if known["stamp"] == stamp:
+            return str(known["sha256"])
+    digest = part.sha256
+    _write(note, {"stamp": stamp, "sha256": digest})
+    return digest
+
+
+def remember(bundle: Bundle, hashes: dict[str, str]) -> None:
+    """Note where the bundle's parts lie, so that engines built from it find them again."""
+    for digest in hashes.values():
+        _write(cache_dir() / "bundles" / f"{digest}.json", {"root": str(bundle.root.absolute())})
+
+
+def recall(digest: str) -> Bundle | None:
+    """The bundle that held a part with this hash, if it still lies where it was."""
+    with suppress(OSError, ValueError, KeyError, LumosXError):
+        note = json.loads((cache_dir() / "bundles" / f"{digest}.json").read_text())
+        return find_bundle(note["root"])
+    return None
+
+
+def hash_of(text: str) -> int:
+    """A stable name for a text (`hash` changes from process to process)."""
+    import hashlib
+
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def _write(path: Path, note: dict[str, object]) -> None:
+    with suppress(OSError):  # a read-only home costs a second hashing, nothing else
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(note))

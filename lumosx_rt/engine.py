@@ -1,0 +1,170 @@
+"""An engine directory, loaded: scenes in, videos out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from lumosx_rt import runtime
+from lumosx_rt.backends import Backend
+from lumosx_rt.backends.onnxruntime import OnnxRuntimeBackend, Provider
+from lumosx_rt.manifest import Manifest, check_files, read_manifest
+from lumosx_rt.reference.binding import NEGATIVE_PROMPT, VideoSize, bind
+from lumosx_rt.reference.bundle import Bundle
+from lumosx_rt.reference.config import LumosXConfig
+from lumosx_rt.reference.encoders import TextEncoder, VideoAutoencoder, load_text_encoder, load_vae
+from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.flow import SamplerState
+from lumosx_rt.reference.layout import SceneLayout
+from lumosx_rt.reference.scene import Scene
+from lumosx_rt.runtime import Request, Video
+from lumosx_rt.source import encoders_of
+
+GRAPH = "transformer/model.onnx"
+
+
+def load(
+    path: str | Path,
+    *,
+    components: str | Path | None = None,
+    provider: Provider = "auto",
+    check_hashes: bool = True,
+) -> "Engine":
+    """Load an engine directory.
+
+    components: a folder with text encoder, tokenizer and VAE, where the engine has none of its own.
+    check_hashes: compare every file's content with the manifest (sizes always are).
+    Raises LumosXError for whatever does not fit.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    if manifest.backend != "onnxruntime":
+        raise LumosXError(
+            f"{folder} was built for the backend '{manifest.backend}', this version runs "
+            "onnxruntime; build it again with --backend onnxruntime"
+        )
+    check_files(folder, manifest, hashes=check_hashes)
+    return Engine(folder, manifest, OnnxRuntimeBackend(folder / GRAPH, provider), components)
+
+
+class Engine:
+    """A compiled LumosX: `generate` makes videos; `prepare`, `sample` and `decode` are its steps."""
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        backend: Backend,
+        components: str | Path | None = None,
+    ) -> None:
+        self.folder, self.manifest, self.backend = folder, manifest, backend
+        self.config = LumosXConfig.from_dict(manifest.model)
+        self._components = components
+
+    def generate(
+        self,
+        scene: Scene | str | Path,
+        *,
+        size: VideoSize | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        shift: float | None = None,
+        seeds: Sequence[int] = (0,),
+        negative_prompt: str = NEGATIVE_PROMPT,
+        progress: Callable[[SamplerState], None] = lambda state: None,
+    ) -> list[Video]:
+        """One video per seed. What is not said is the engine's default (`manifest.defaults`).
+
+        `progress` is shown the state after every step. Raises LumosXError for scenes and sizes that
+        do not fit, before any heavy work, and for output that is not finite or flat.
+        """
+        request = self.prepare(
+            scene,
+            size=size,
+            steps=steps,
+            guidance=guidance,
+            shift=shift,
+            seeds=seeds,
+            negative_prompt=negative_prompt,
+        )
+        for state in self.sample(request):
+            progress(state)
+        return self.decode(request, state.latents)
+
+    def prepare(
+        self,
+        scene: Scene | str | Path,
+        *,
+        size: VideoSize | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        shift: float | None = None,
+        seeds: Sequence[int] = (0,),
+        negative_prompt: str = NEGATIVE_PROMPT,
+    ) -> Request:
+        """Check a scene and bind it: text and references encoded, everything known but the noise."""
+        if not isinstance(scene, Scene):
+            scene = Scene.load(scene)
+        defaults = self.manifest.defaults
+        size = size or VideoSize(defaults["frames"], defaults["height"], defaults["width"])
+        scene.check(
+            max_references=self.manifest.layouts["references"][1],
+            max_members=self.manifest.layouts["members"][1],
+        )
+        self.check_layout(scene.layout(*size.grid), len(seeds))
+        layout, binding = bind(scene, size, self.text_encoder, self.vae, negative_prompt)
+        return Request(
+            name=scene.name,
+            size=size,
+            layout=layout,
+            binding=binding,
+            seeds=tuple(seeds),
+            steps=defaults["steps"] if steps is None else steps,
+            shift=defaults["shift"] if shift is None else shift,
+            guidance=defaults["guidance"] if guidance is None else guidance,
+        )
+
+    def sample(self, request: Request) -> Iterator[SamplerState]:
+        """Yields the noise, then the state after every step; stop iterating to cancel."""
+        return runtime.denoise(self.backend, request, self.config.head_dim)
+
+    def decode(self, request: Request, latents: Tensor) -> list[Video]:
+        """Latents [seeds, channels, frames, rows, columns] to one video per seed."""
+        return runtime.decode(self.vae, request, latents, self.manifest.defaults["fps"])
+
+    def check_layout(self, layout: SceneLayout, seeds: int = 1) -> None:
+        """Raises LumosXError where a layout is outside the range that the engine was built for."""
+        values = {
+            "frames": layout.video_frames,
+            "height": layout.height,
+            "width": layout.width,
+            "references": layout.references,
+            "members": layout.grouping.index.shape[1],
+            "seeds": seeds,
+        }
+        problems = [
+            f"{name} is {values[name]}, the engine was built for {least} to {most}"
+            for name, (least, most) in self.manifest.layouts.items()
+            if name in values and not least <= values[name] <= most
+        ]
+        if problems:
+            raise LumosXError(listing(f"layout {layout.key}", problems))
+
+    @cached_property
+    def components(self) -> Bundle:
+        return encoders_of(self.manifest, self.folder, self._components)
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder:
+        encoder = load_text_encoder(self.components, self.config.text_len)
+        if encoder.text_dim != self.config.text_dim:
+            raise LumosXError(
+                f"text encoder: its embeddings are {encoder.text_dim} wide, the transformer reads "
+                f"{self.config.text_dim}; they are not of one model"
+            )
+        return encoder
+
+    @cached_property
+    def vae(self) -> VideoAutoencoder:
+        return load_vae(self.components)

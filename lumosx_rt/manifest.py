@@ -1,0 +1,194 @@
+"""manifest.json: the only entry point of an engine directory, and everything it promises.
+
+    engine/
+      manifest.json
+      transformer/model.onnx  transformer/model.onnx.data
+      components/...          only in a self-contained engine
+      report.json  report.md  the last check; not part of the content
+
+Forbidden: absolute paths, paths that leave the folder, links, pickles, files that are not listed,
+listed files that are missing or differ. Reading it runs no code and needs neither torch nor numpy.
+"""
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lumosx_rt.reference.errors import LumosXError, listing
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+REPORTS = ("report.json", "report.md")
+_MAX_MANIFEST_BYTES = 4 << 20
+_FORBIDDEN_SUFFIXES = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".py", ".so"}
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Content of one file of the engine."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What an engine is, what it was built from and for, and the files it consists of."""
+
+    model: dict[str, Any]
+    """The transformer's sizes and switches (`LumosXConfig`)."""
+    checkpoint: dict[str, Any]
+    """`sha256` of the weights and where they came from: {"source": "random", "preset", "seed"} or
+    {"source": "bundle", "kind"}."""
+    backend: str
+    precision: str
+    device: dict[str, Any]
+    """What it was built for: {"name": "cpu"}, or a GPU's name and compute capability."""
+    versions: dict[str, str]
+    layouts: dict[str, list[int]]
+    """Supported range [least, most] of frames, height, width (tokens), references, members, ..."""
+    defaults: dict[str, Any]
+    """What `generate` uses where nothing is said: frames, height, width (pixels), steps, ..."""
+    components: dict[str, str] = field(default_factory=dict)
+    """sha256 of the text encoder, tokenizer and VAE it belongs to."""
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def write(self, folder: Path) -> None:
+        """Write manifest.json, whole or not at all."""
+        text = json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False)
+        write_atomically(folder / MANIFEST, text + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check manifest.json (not the files it lists).
+
+    Raises LumosXError where the folder is no engine, is of a newer format, or states something
+    that is malformed or forbidden.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise LumosXError(
+            f"{folder} is not an engine: there is no {MANIFEST}; "
+            "make one with `lumosx-rt build CHECKPOINT -o ENGINE`"
+        )
+    if path.stat().st_size > _MAX_MANIFEST_BYTES:
+        raise LumosXError(f"{path}: larger than any manifest ({_MAX_MANIFEST_BYTES} bytes)")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise LumosXError(f"{path}: not JSON ({error}); build the engine again") from None
+    if not isinstance(raw, dict) or not isinstance(raw.get("format"), int):
+        raise LumosXError(f"{path}: has no integer `format`; build the engine again")
+    if raw["format"] > FORMAT:
+        raise LumosXError(
+            f"{path}: format {raw['format']} is newer than {FORMAT}, the newest this version "
+            "reads; upgrade lumosx-rt or build the engine again"
+        )
+    problems = _shape_problems(raw)
+    if not problems:
+        problems = [p for name in raw["files"] for p in path_problems(name)]
+    if problems:
+        raise LumosXError(listing(str(path), problems))
+    records = {name: FileRecord(**record) for name, record in raw["files"].items()}
+    return Manifest(**raw | {"files": records})
+
+
+def _shape_problems(raw: dict[str, Any]) -> list[str]:
+    kinds = {f.name: str if f.type is str else int if f.type is int else dict for f in fields(Manifest)}
+    problems = [f"`{name}` is missing" for name in kinds if name not in raw]
+    problems += [f"`{name}` is not known" for name in raw if name not in kinds]
+    problems += [
+        f"`{name}` must be a {kind.__name__}, got {type(raw[name]).__name__}"
+        for name, kind in kinds.items()
+        if name in raw and not isinstance(raw[name], kind)
+    ]
+    if problems:
+        return problems
+    for name, record in raw["files"].items():
+        well_formed = (
+            isinstance(record, dict)
+            and set(record) == {"sha256", "bytes"}
+            and isinstance(record["bytes"], int)
+            and re.fullmatch("[0-9a-f]{64}", str(record["sha256"]))
+        )
+        if not well_formed:
+            problems.append(f"`files`: {name!r} needs a sha256 and a number of bytes")
+    for axis, limits in raw["layouts"].items():
+        if not (isinstance(limits, list) and len(limits) == 2 and all(type(n) is int for n in limits)):
+            problems.append(f"`layouts`: {axis!r} must be [least, most], got {limits!r}")
+    for table in ("components", "versions"):
+        problems += [
+            f"`{table}`: {key!r} must be text"
+            for key, value in raw[table].items()
+            if not isinstance(value, str)
+        ]
+    return problems
+
+
+def path_problems(name: str) -> list[str]:
+    """What is wrong with a file name of a manifest: it must be relative, inside, and plain data."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or str(path) != name:
+        return [f"{name!r} must be a plain relative path inside the engine"]
+    if path.suffix in _FORBIDDEN_SUFFIXES:
+        return [f"{name!r}: files of type {path.suffix} can run code and are forbidden"]
+    if name in (MANIFEST, *REPORTS):
+        return [f"{name!r} cannot be listed"]
+    return []
+
+
+def record_files(folder: Path) -> dict[str, FileRecord]:
+    """Hash every file of a folder, except the manifest and the reports."""
+    return {
+        name: FileRecord(sha256_of(folder / name), (folder / name).stat().st_size)
+        for name in _names_in(folder)
+    }
+
+
+def check_files(folder: Path, manifest: Manifest, *, hashes: bool = True) -> None:
+    """Compare the folder with the manifest's `files`: names and sizes, and content if `hashes`.
+
+    Raises one LumosXError naming everything that is missing, unlisted, linked or different.
+    """
+    present = set(_names_in(folder))
+    problems = [f"{name} is missing" for name in manifest.files if name not in present]
+    problems += [f"{name} is not listed" for name in sorted(present - set(manifest.files))]
+    for name in sorted(present & set(manifest.files)):
+        path, record = folder / name, manifest.files[name]
+        if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
+            problems.append(f"{name} is a link")
+        elif path.stat().st_size != record.bytes:
+            problems.append(f"{name} has {path.stat().st_size} bytes, not {record.bytes}")
+        elif hashes and sha256_of(path) != record.sha256:
+            problems.append(f"{name} differs from what was built (sha256)")
+    if problems:
+        raise LumosXError(
+            listing(f"engine {folder}", problems) + "\nbuild it again, with --force to replace it"
+        )
+
+
+def _names_in(folder: Path) -> list[str]:
+    names = []
+    for root, folders, files in os.walk(folder):
+        for name in [*files, *(d for d in folders if Path(root, d).is_symlink())]:
+            names.append(Path(root, name).relative_to(folder).as_posix())
+    return sorted(n for n in names if n not in (MANIFEST, *REPORTS))
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,158 @@
+"""Is it the same video? An engine against the PyTorch reference, from the same noise."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lumosx_rt import runtime
+from lumosx_rt.backends import Inputs
+from lumosx_rt.backends.eager import EagerBackend
+from lumosx_rt.backends.onnxruntime import OnnxRuntimeBackend
+from lumosx_rt.engine import Engine
+from lumosx_rt.export.graph import model_inputs
+from lumosx_rt.reference.binding import VideoSize
+from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.layout import SceneLayout
+from lumosx_rt.reference.model import LumosX
+from lumosx_rt.reference.scene import Scene
+from lumosx_rt.report import write_report
+from lumosx_rt.runtime import Request, relative_error
+from lumosx_rt.source import source_of
+
+# Largest relative error (2-norm) of the final latents, by precision of the engine.
+GATES = {"fp32": 1e-4, "fp16": 1e-3}
+
+# One forward pass each: no references, one group, unequal groups in two streams, several seeds.
+FORWARD_CASES: tuple[tuple[tuple[str, ...], int], ...] = (
+    (("2x8x14+0+-",), 1),
+    (("2x8x14+1+2",), 1),
+    (("2x8x14+0+3",), 2),
+    (("3x4x9+1+1.3", "3x4x9+2+3"), 2),
+)
+
+
+def forward_parity(model: LumosX, graph: Path) -> list[dict[str, Any]]:
+    """One forward pass of a graph against the reference on small awkward layouts."""
+    backend = OnnxRuntimeBackend(graph, "cpu")
+    results = []
+    for index, (keys, seeds) in enumerate(FORWARD_CASES):
+        layouts = [SceneLayout.from_key(key) for key in keys]
+        latents, time, text, references, template, structure = model_inputs(
+            model.config, layouts, seeds, seed=index
+        )
+        bound = Inputs(text, references, template, structure, tuple(latents.shape))
+        time = time[:1].expand(len(layouts))  # streams of a call share it
+        with torch.inference_mode():
+            expected = model(latents, time, text, references, template, structure)
+        actual = backend.bind(bound)(latents, int(time[0]))
+        results.append(
+            {
+                "layout": " | ".join(keys),
+                "streams": len(layouts),
+                "seeds": seeds,
+                "relative_error": relative_error(actual, expected),
+            }
+        )
+    return results
+
+
+def verify(
+    engine: Engine,
+    scenes: Sequence[Scene],
+    *,
+    checkpoint: str | Path | None = None,
+    size: VideoSize | None = None,
+    steps: int = 8,
+    seeds: Sequence[int] = (0,),
+    progress: Callable[[str, int, int], None] = lambda what, done, of: None,
+) -> dict[str, Any]:
+    """Sample scenes with engine and reference from the same noise, and write the engine's report.
+
+    checkpoint: the weights the engine was built from, where they are not found by themselves.
+    progress: told (what, steps done, steps in all). Returns the report's section: `passed`, the
+    `gate`, and per scene the error of the latents after every step, the PSNR of the decoded
+    frames, whether they are finite and not flat, and the error of a deliberately wrong engine run
+    (the control: all relations dropped), which must exceed the gate. Raises LumosXError where it cannot compare.
+    """
+    if not scenes:
+        raise LumosXError("verify: needs at least one scene")
+    requests = [engine.prepare(scene, size=size, steps=steps, seeds=seeds) for scene in scenes]
+    model = source_of(engine.manifest, checkpoint).load()
+    reference = EagerBackend(model)
+    gate = GATES[engine.manifest.precision]
+    results = [
+        compare(engine, reference, request, gate, progress, index * 2 * steps, 2 * steps * len(scenes))
+        for index, request in enumerate(requests)
+    ]
+    section = {
+        "passed": all(result["passed"] for result in results),
+        "gate": gate,
+        "steps": steps,
+        "seeds": list(seeds),
+        "guidance": requests[0].guidance,
+        "engine": engine.backend.describe(),
+        "reference": reference.describe(),
+        "scenes": results,
+    }
+    write_report(engine.folder, engine.manifest, verify=section)
+    return section
+
+
+def compare(
+    engine: Engine,
+    reference: EagerBackend,
+    request: Request,
+    gate: float,
+    progress: Callable[[str, int, int], None] = lambda what, done, of: None,
+    done: int = 0,
+    of: int = 0,
+) -> dict[str, Any]:
+    """One request on engine and reference, free-running from the same noise, and a control."""
+    sound, errors = True, []
+    last = {}
+    trajectories = {}
+    for which, backend in (("reference", reference), ("engine", engine.backend)):
+        states = []
+        try:
+            for state in runtime.denoise(backend, request, engine.config.head_dim):
+                states.append(state.latents)
+                progress(f"{request.name}: {which}", done, of)
+                done += bool(state.step)
+        except LumosXError:
+            if which == "reference":
+                raise
+            sound = False  # the engine's latents stopped being finite
+        trajectories[which], last[which] = states, states[-1]
+    pairs = zip(trajectories["engine"], trajectories["reference"], strict=False)
+    errors = [relative_error(actual, expected) for actual, expected in pairs][1:]
+    psnr = None
+    if sound:
+        frames = {w: engine.vae.decode_frames_uint8(last[w][:1]) for w in last}
+        psnr = peak_signal_to_noise(frames["engine"], frames["reference"])
+        sound = bool(frames["engine"].std() >= runtime.FLAT)
+    final = errors[-1] if sound and errors else float("inf")
+
+    control = None
+    if any(size > 1 for size in request.layout.subjects):
+        wrong = runtime.denoise(engine.backend, request.unrelated(), engine.config.head_dim)
+        control = relative_error([state.latents for state in wrong][-1], last["reference"])
+    passed = sound and final <= gate and (control is None or control > gate)
+    return {
+        "scene": request.name,
+        "layout": request.layout.key,
+        "passed": passed,
+        "sound": sound,
+        "final_relative_error": final,
+        "step_relative_errors": errors,
+        "psnr_db": psnr,
+        "control_relative_error": control,
+    }
+
+
+def peak_signal_to_noise(actual: np.ndarray, expected: np.ndarray) -> float | None:
+    """PSNR in dB of 8-bit frames; None where they are identical."""
+    error = np.mean((actual.astype(np.float64) - expected.astype(np.float64)) ** 2)
+    return None if error == 0 else float(10 * np.log10(255**2 / error))
