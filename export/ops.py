@@ -9,13 +9,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lumosx_rt.reference import ops as plain
 from lumosx_rt.reference.ops import (
     Ops,
     cross_attention,
     qk_norm_rope,
     self_attention,
 )
-from lumosx_rt.reference import ops as plain
 
 
 def attend_matmul(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from lumosx_rt.builder import build as build
     from lumosx_rt.engine import Engine as Engine
     from lumosx_rt.engine import load as load
+    from lumosx_rt.parity import verify as verify
     from lumosx_rt.reference.binding import VideoSize as VideoSize
     from lumosx_rt.reference.errors import LumosXError as LumosXError
     from lumosx_rt.reference.layout import SceneLayout as SceneLayout
     from lumosx_rt.reference.scene import Scene as Scene
     from lumosx_rt.runtime import Video as Video
-    from lumosx_rt.parity import verify as verify
 
 _HOMES = {
     "Engine": "engine",

@@ -87,6 +87,7 @@ def build(
     identity = source.identity()
     _check_disk(out, model, precision)
 
+    versions = _versions()
     wanted = {
         "checkpoint": identity,
         "model": asdict(model.config),
@@ -94,7 +95,7 @@ def build(
         "opset": opset,
         "max_references": max_references,
         "self_contained": self_contained,
-        "versions": _versions(),
+        "versions": versions,
     }
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
     if out.exists() and _is_up_to_date(out, key) and not force:
@@ -114,7 +115,7 @@ def build(
         backend="onnxruntime",
         precision=precision,
         device={"name": "any that onnxruntime runs on"},
-        versions=wanted["versions"],
+        versions=versions,
         layouts={
             **{axis: list(LIMITS[axis]) for axis in ("frames", "height", "width", "seeds")},
             "references": [0, max_references],
@@ -221,9 +222,7 @@ def _run_stages(
         from lumosx_rt.export.graph import export_onnx
 
         shutil.rmtree((partial / GRAPH).parent, ignore_errors=True)
-        facts = export_onnx(
-            model, partial / GRAPH, opset=opset, precision=precision, report=report
-        )
+        facts = export_onnx(model, partial / GRAPH, opset=opset, precision=precision, report=report)
         _finish(partial, key, done, "graph", facts)
     facts = done["graph"]["facts"]
     assert isinstance(facts, dict)
@@ -283,7 +282,7 @@ def _copy_components(partial: Path, source: Source, self_contained: bool, report
 
 
 def _components(source: Source, partial: Path) -> dict[str, str]:
-    """Hashes of the encoders the engine belongs to: those inside it, else those beside the weights."""
+    """Hashes of the encoders the engine belongs to: its own, else those beside the weights."""
     if (partial / "components").is_dir():
         bundle = find_bundle(partial / "components")
         if isinstance(source, CheckpointSource):

@@ -49,7 +49,7 @@ def load(
 
 
 class Engine:
-    """A compiled LumosX: `generate` makes videos; `prepare`, `sample` and `decode` are its steps."""
+    """A compiled LumosX: `generate` makes videos, by `prepare`, `sample` and `decode`."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Engine:
         seeds: Sequence[int] = (0,),
         negative_prompt: str = NEGATIVE_PROMPT,
     ) -> Request:
-        """Check a scene and bind it: text and references encoded, everything known but the noise."""
+        """Check a scene and bind it: text and references encoded, all known but the noise."""
         if not isinstance(scene, Scene):
             scene = Scene.load(scene)
         defaults = self.manifest.defaults

@@ -99,7 +99,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _shape_problems(raw: dict[str, Any]) -> list[str]:
-    kinds = {f.name: str if f.type is str else int if f.type is int else dict for f in fields(Manifest)}
+    kinds = {
+        f.name: str if f.type is str else int if f.type is int else dict for f in fields(Manifest)
+    }
     problems = [f"`{name}` is missing" for name in kinds if name not in raw]
     problems += [f"`{name}` is not known" for name in raw if name not in kinds]
     problems += [
@@ -119,7 +121,9 @@ def _shape_problems(raw: dict[str, Any]) -> list[str]:
         if not well_formed:
             problems.append(f"`files`: {name!r} needs a sha256 and a number of bytes")
     for axis, limits in raw["layouts"].items():
-        if not (isinstance(limits, list) and len(limits) == 2 and all(type(n) is int for n in limits)):
+        if not (
+            isinstance(limits, list) and len(limits) == 2 and all(type(n) is int for n in limits)
+        ):
             problems.append(f"`layouts`: {axis!r} must be [least, most], got {limits!r}")
     for table in ("components", "versions"):
         problems += [

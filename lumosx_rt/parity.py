@@ -17,7 +17,7 @@ from lumosx_rt.reference.binding import VideoSize
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.layout import SceneLayout
 from lumosx_rt.reference.model import LumosX
-from lumosx_rt.reference.scene import Scene
+from lumosx_rt.reference.scene import Reference, Scene, Subject
 from lumosx_rt.report import write_report
 from lumosx_rt.runtime import Request, relative_error
 from lumosx_rt.source import source_of
@@ -50,7 +50,7 @@ def forward_parity(model: LumosX, graph: Path) -> list[dict[str, Any]]:
         actual = backend.bind(bound)(latents, int(time[0]))
         results.append(
             {
-                "layout": " | ".join(keys),
+                "layout": " and ".join(keys),
                 "streams": len(layouts),
                 "seeds": seeds,
                 "relative_error": relative_error(actual, expected),
@@ -75,7 +75,8 @@ def verify(
     progress: told (what, steps done, steps in all). Returns the report's section: `passed`, the
     `gate`, and per scene the error of the latents after every step, the PSNR of the decoded
     frames, whether they are finite and not flat, and the error of a deliberately wrong engine run
-    (the control: all relations dropped), which must exceed the gate. Raises LumosXError where it cannot compare.
+    (the control: all relations dropped), which must exceed the gate.
+    Raises LumosXError where it cannot compare.
     """
     if not scenes:
         raise LumosXError("verify: needs at least one scene")
@@ -84,7 +85,9 @@ def verify(
     reference = EagerBackend(model)
     gate = GATES[engine.manifest.precision]
     results = [
-        compare(engine, reference, request, gate, progress, index * 2 * steps, 2 * steps * len(scenes))
+        compare(
+            engine, reference, request, gate, progress, index * 2 * steps, 2 * steps * len(scenes)
+        )
         for index, request in enumerate(requests)
     ]
     section = {
@@ -119,8 +122,8 @@ def compare(
         try:
             for state in runtime.denoise(backend, request, engine.config.head_dim):
                 states.append(state.latents)
-                progress(f"{request.name}: {which}", done, of)
                 done += bool(state.step)
+                progress(f"{request.name}: {which}", done, of)
         except LumosXError:
             if which == "reference":
                 raise
@@ -156,3 +159,25 @@ def peak_signal_to_noise(actual: np.ndarray, expected: np.ndarray) -> float | No
     """PSNR in dB of 8-bit frames; None where they are identical."""
     error = np.mean((actual.astype(np.float64) - expected.astype(np.float64)) ** 2)
     return None if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def builtin_scenes() -> list[Scene]:
+    """Three drawn scenes: no references, one subject, unequal subjects with a background."""
+    from PIL import Image
+
+    def picture(hue: int) -> Image.Image:
+        ramp = Image.linear_gradient("L").resize((96, 96))
+        plain = Image.new("L", ramp.size, 200)
+        return Image.merge("HSV", (Image.new("L", ramp.size, hue), plain, ramp)).convert("RGB")
+
+    words = ("woman", "red hat", "blue coat", "man", "green scarf", "garden")
+    cards = {word: Reference(word, picture(40 * i)) for i, word in enumerate(words)}
+    woman = Subject((cards["woman"], cards["red hat"], cards["blue coat"]))
+    man = Subject((cards["man"], cards["green scarf"]))
+    alone = "A woman with a red hat and a blue coat waves."
+    both = "In a garden, a woman with a red hat and a blue coat meets a man in a green scarf."
+    return [
+        Scene("no-references", "A quiet lake at dawn, seen from above."),
+        Scene("one-subject", alone, subjects=(woman,)),
+        Scene("two-subjects", both, background=cards["garden"], subjects=(woman, man)),
+    ]

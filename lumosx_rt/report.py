@@ -1,4 +1,4 @@
-"""report.json and report.md of an engine: what was built, and how it compares with the reference."""
+"""report.json and report.md of an engine: what was built, and how close it is."""
 
 import json
 import platform

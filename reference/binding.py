@@ -38,7 +38,9 @@ class VideoSize:
         problems = []
         if self.frames < 1 or self.frames % TIME_FACTOR != 1:
             near = max(self.frames - 1, 0) // TIME_FACTOR * TIME_FACTOR + 1
-            problems.append(f"frames must be 1 + 4k, got {self.frames}; the nearest below is {near}")
+            problems.append(
+                f"frames must be 1 + 4k, got {self.frames}; the nearest below is {near}"
+            )
         for name in ("height", "width"):
             value = getattr(self, name)
             if value < SPACE_FACTOR or value % SPACE_FACTOR:

@@ -1,12 +1,12 @@
 """Flow matching: the sampler, guidance and the training objective (SPEC 7 and 9).
 
-    sigma runs from 1 (noise) to 0 (video);  x_sigma = (1 - sigma) x0 + sigma noise
-    the model predicts the velocity  noise - x0
+sigma runs from 1 (noise) to 0 (video);  x_sigma = (1 - sigma) x0 + sigma noise
+the model predicts the velocity  noise - x0
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,8 +22,8 @@ TIMES = 1000
 class Schedule:
     """The released noise levels.
 
-    sigmas: float32 [steps + 1], falling from 1 to 0. times: int64 [steps], what the network is told:
-    1000 * sigma in float64, truncated.
+    sigmas: float32 [steps + 1], falling from 1 to 0. times: int64 [steps], what the network is
+    told: 1000 * sigma in float64, truncated.
     """
 
     sigmas: NDArray[np.float32]
@@ -67,10 +67,10 @@ def sample(
     runs on the released sigmas and truncated times instead of its own. A consumer that stops
     iterating cancels the rest.
     """
-    from diffusers import DPMSolverMultistepScheduler
+    import diffusers
 
     steps = len(schedule.times)
-    solver = DPMSolverMultistepScheduler(
+    solver: Any = diffusers.DPMSolverMultistepScheduler(
         prediction_type="flow_prediction",
         use_flow_sigmas=True,
         solver_order=2,
@@ -105,7 +105,7 @@ def shift_time(
     scale: float = 1.0,
     mode: Literal["dynamic", "fixed"] = "dynamic",
 ) -> Tensor:
-    """The optional resolution shift of training times (SPEC 9); sizes in pixels and pixel frames."""
+    """The optional resolution shift of training times (SPEC 9); sizes in pixels and frames."""
     ratio = scale
     if mode == "dynamic":
         length = 1.0 if num_frames == 1 else (num_frames // 4 + 1) ** 0.5

@@ -5,13 +5,12 @@ scene: which tokens exist, who may see whom (CSAM), where each token stands in r
 which pooled score biases it (MCAM). Graphs, engines and kernels are specialised on it; nothing
 structural is rebuilt inside the model. Plain numpy, no torch.
 
-    sequence   [ video frames | lone references | subject 0 | subject 1 | ... ]   one frame = H*W tokens
+    [ video frames | lone references | subject 0 | subject 1 | ... ]    one frame = H*W tokens
 """
 
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,8 @@ ROPE_TABLE = 1024  # the released rotary tables hold positions 0..1023 on each a
 TokenRange = tuple[int, int]
 
 
-class Grouping(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Grouping:
     """Reference groups as data, so that one graph serves every grouping.
 
     index: int64 [groups, members], frames (video frames first, then references); padded with 0.
@@ -72,7 +72,9 @@ class SceneLayout:
             if value < least
         ]
         if not problems:
-            slots = self.references if not self.relational_positions else self.lone + len(self.subjects)
+            slots = (
+                self.references if not self.relational_positions else self.lone + len(self.subjects)
+            )
             diagonal = max(self.subjects, default=1) if self.relational_positions else 1
             last = max(self.video_frames + slots, diagonal * max(self.height, self.width)) - 1
             if last >= ROPE_TABLE:
@@ -105,7 +107,7 @@ class SceneLayout:
 
     @cached_property
     def groups(self) -> tuple[TokenRange, ...]:
-        """Frame ranges [start, stop) of the reference groups, counted from the first video frame."""
+        """Frame ranges [start, stop) of the reference groups; frame 0 is the video's first."""
         edges = np.cumsum([self.video_frames, *[1] * self.lone, *self.subjects]).tolist()
         return tuple(zip(edges[:-1], edges[1:], strict=True))
 
@@ -119,7 +121,7 @@ class SceneLayout:
 
     @cached_property
     def grouping(self) -> Grouping:
-        """The groups as padded index tensors; never zero groups (a dummy points at video frame 0)."""
+        """The groups as padded index tensors; never none (a dummy names video frame 0)."""
         frames = [list(range(a, b)) for a, b in self.groups]
         if not self.relational_visibility and frames:
             frames = [list(range(self.video_frames + self.references))]
@@ -141,7 +143,9 @@ class SceneLayout:
     @cached_property
     def positions(self) -> NDArray[np.int32]:
         """Relational (t, h, w) of every token: int32 [tokens, 3] (SPEC 4.2)."""
-        starts = [(f, 0) for f in range(self.video_frames + self.lone)]  # (time slot, diagonal step)
+        starts = [
+            (f, 0) for f in range(self.video_frames + self.lone)
+        ]  # (time slot, diagonal step)
         slot = len(starts)
         for size in self.subjects:
             if self.relational_positions:
@@ -193,7 +197,7 @@ class SceneLayout:
 
     @property
     def key(self) -> str:
-        """Its name in files, tests and tables: `21x30x52+1+4.4`; switched-off parts are appended."""
+        """Its name in files, tests and tables: `21x30x52+1+4.4`, then what is switched off."""
         subjects = ".".join(map(str, self.subjects)) or "-"
         switches = "".join(
             f"+{name}" for name, switch in _SWITCHES.items() if not getattr(self, switch)

@@ -9,6 +9,8 @@ Mixed precision as released: linears and attention in `dtype`; the residual stre
 time embedding, modulation and head in float32.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -71,7 +73,8 @@ class LumosX(nn.Module):
         x = self.patchify(latents.flatten(0, 1).transpose(1, 2))
         c = self.patchify(references)
 
-        e = self.time_embedding(self.time_table[time])
+        table: Tensor = self.get_buffer("time_table")
+        e = self.time_embedding(table[time])
         e0 = self.time_projection(e).unflatten(1, (6, -1))
         text = self.text_embedding(text.to(self.dtype))
         bias = WordBias(template, self.config.mcam_ratio) if self.config.mcam_ratio else None
@@ -81,19 +84,19 @@ class LumosX(nn.Module):
         )
         per_seed = over_seeds(e0, seeds)
         video: Residual = (x, None, None)
-        condition: Residual | None = (c, None, None)
-        for i, block in enumerate(self.blocks):
-            prune = i + 1 == len(self.blocks) and not keep_references
-            video, condition = block(
-                video, condition, (per_seed, e0), ropes, text, bias, structure, self.ops, prune
-            )
+        condition: Residual = (c, None, None)
+        *blocks, last = self.blocks
+        shared = (ropes, text, bias, structure, self.ops)
+        for block in blocks:
+            video, condition = block(video, condition, (per_seed, e0), *shared, False)
+        video, left = last(video, condition, (per_seed, e0), *shared, not keep_references)
 
         frames = structure.rope_video.shape[1]
         out = self.head(video, over_seeds(e, seeds), self.ops)
         out = self.unpatchify(out, frames, size).unflatten(0, (streams, seeds))
-        if condition is None:
+        if left is None:
             return out
-        kept = self.unpatchify(self.head(condition, e, self.ops), references.shape[1], size)
+        kept = self.unpatchify(self.head(left, e, self.ops), references.shape[1], size)
         return torch.cat([out, kept.unsqueeze(1).expand(-1, seeds, -1, -1, -1, -1)], dim=3)
 
     def patchify(self, frames: Tensor) -> Tensor:
@@ -119,6 +122,17 @@ class LumosX(nn.Module):
         return out[..., :rows, :columns] if rows % 2 or columns % 2 else out
 
 
+class Modulation(NamedTuple):
+    """Six rows of a block's modulation, each [batch, 1, dim]: attention's, then the MLP's."""
+
+    shift_a: Tensor
+    scale_a: Tensor
+    gate_a: Tensor
+    shift_f: Tensor
+    scale_f: Tensor
+    gate_f: Tensor
+
+
 class Block(nn.Module):
     """Self-attention, cross-attention and MLP, on both token tensors."""
 
@@ -138,7 +152,7 @@ class Block(nn.Module):
     def forward(
         self,
         video: Residual,
-        condition: Residual | None,
+        condition: Residual,
         e0: tuple[Tensor, Tensor],
         ropes: tuple[Tensor, Tensor],
         text: Tensor,
@@ -147,43 +161,54 @@ class Block(nn.Module):
         ops: Ops,
         prune: bool,
     ) -> tuple[Residual, Residual | None]:
-        assert condition is not None
-        state = [video, condition]
-        mods = [(self.modulation + e).unsqueeze(2).unbind(1) for e in e0]  # 6 x [batch, 1, dim]
+        """One block on both token tensors; with `prune`, condition gives keys and values only."""
+        video_mod, condition_mod = (
+            Modulation(*(self.modulation + e).unsqueeze(2).unbind(1)) for e in e0
+        )
+        video_rope, condition_rope = ropes
+        attn, cross = self.self_attn, self.cross_attn
 
-        # X <- X + gate * SelfAttn(LN(X) * (1 + scale) + shift)
-        projected = []
-        for i, (shift, scale, *_) in enumerate(mods):
-            x, y = ops.norm_modulate(*state[i], 1 + scale, shift, self.eps, self.dtype)
-            state[i] = (x, None, None)
-            projected.append(self.self_attn.qkv(y, ropes[i], ops, queries=i == 0 or not prune))
-        attended = ops.self_attention(*projected, structure, f"{self.site}.self")
-        if prune:  # beyond keys and values, nobody reads the references of the last block
-            state.pop()
-
-        # X <- X + CrossAttn(LN_affine(X))
-        affine = (None, None) if self.norm3 is None else (self.norm3.weight, self.norm3.bias)
-        queries: list[Tensor | None] = [None, None]
-        for i in range(len(state)):
-            delta = self.self_attn.output(attended[i])
-            x, y = ops.norm_modulate(state[i][0], delta, mods[i][2], *affine, self.eps, self.dtype)
-            state[i] = (x, None, None)
-            queries[i] = self.cross_attn.project(y, "q", None, ops)
-        k = self.cross_attn.project(text, "k", None, ops)
-        v = self.cross_attn.project(text, "v", None, ops)
-        attended = ops.cross_attention(
-            *queries, k, v, bias, structure, f"{self.site}.cross"
+        x, y = self.modulated(video, video_mod, ops)
+        video_qkv = attn.qkv(y, video_rope, ops)
+        c, y = self.modulated(condition, condition_mod, ops)
+        condition_qkv = attn.qkv(y, condition_rope, ops, queries=not prune)
+        video_out, condition_out = ops.self_attention(
+            video_qkv, condition_qkv, structure, f"{self.site}.self"
         )
 
-        # X <- X + gate * MLP(LN(X) * (1 + scale) + shift), added when X is read next
-        for i in range(len(state)):
-            shift, scale, gate = mods[i][3:]
-            delta = self.cross_attn.output(attended[i])
-            x, y = ops.norm_modulate(
-                state[i][0], delta, None, 1 + scale, shift, self.eps, self.dtype
-            )
-            state[i] = (x, self.ffn(y), gate)
-        return state[0], state[1] if len(state) > 1 else None
+        x, video_q = self.text_query(x, video_out, video_mod, ops)
+        condition_q = None
+        if condition_out is not None:
+            c, condition_q = self.text_query(c, condition_out, condition_mod, ops)
+        k, v = cross.project(text, "k", None, ops), cross.project(text, "v", None, ops)
+        video_out, condition_out = ops.cross_attention(
+            video_q, condition_q, k, v, bias, structure, f"{self.site}.cross"
+        )
+
+        video = self.mlp(x, video_out, video_mod, ops)
+        if condition_out is None:
+            return video, None
+        return video, self.mlp(c, condition_out, condition_mod, ops)
+
+    def modulated(self, state: Residual, mod: Modulation, ops: Ops) -> tuple[Tensor, Tensor]:
+        """X with what was pending, and LN(X) * (1 + scale) + shift."""
+        return ops.norm_modulate(*state, 1 + mod.scale_a, mod.shift_a, self.eps, self.dtype)
+
+    def text_query(
+        self, x: Tensor, attended: Tensor, mod: Modulation, ops: Ops
+    ) -> tuple[Tensor, Tensor]:
+        """X <- X + gate * SelfAttn; queries of cross-attention from LN_affine(X)."""
+        scale, shift = (None, None) if self.norm3 is None else (self.norm3.weight, self.norm3.bias)
+        delta = self.self_attn.output(attended)
+        x, y = ops.norm_modulate(x, delta, mod.gate_a, scale, shift, self.eps, self.dtype)
+        return x, self.cross_attn.project(y, "q", None, ops)
+
+    def mlp(self, x: Tensor, attended: Tensor, mod: Modulation, ops: Ops) -> Residual:
+        """X <- X + CrossAttn; X <- X + gate * MLP(LN(X) * (1 + scale) + shift), left pending."""
+        delta = self.cross_attn.output(attended)
+        scale = 1 + mod.scale_f
+        x, y = ops.norm_modulate(x, delta, None, scale, mod.shift_f, self.eps, self.dtype)
+        return x, self.ffn(y), mod.gate_f
 
 
 class Attention(nn.Module):
@@ -204,9 +229,11 @@ class Attention(nn.Module):
         if which == "v":
             return x.unflatten(-1, (self.heads, -1))
         norm = self.norm_q if which == "q" else self.norm_k
-        return ops.qk_norm_rope(x, None if norm is None else norm.weight, rope, self.heads, self.eps)
+        return ops.qk_norm_rope(
+            x, None if norm is None else norm.weight, rope, self.heads, self.eps
+        )
 
-    def qkv(self, y: Tensor, rope: Tensor, ops: Ops, queries: bool) -> QKV:
+    def qkv(self, y: Tensor, rope: Tensor, ops: Ops, queries: bool = True) -> QKV:
         return QKV(
             self.project(y, "q", rope, ops) if queries else None,
             self.project(y, "k", rope, ops),

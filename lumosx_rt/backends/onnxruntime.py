@@ -22,7 +22,9 @@ _NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 class OnnxRuntimeBackend:
     """One session for every layout. Raises LumosXError where the graph or the provider fails."""
 
-    def __init__(self, graph: Path, provider: Provider = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, graph: Path, provider: Provider = "auto", threads: int | None = None
+    ) -> None:
         import onnxruntime
 
         self._ort: Any = onnxruntime
@@ -52,7 +54,7 @@ class OnnxRuntimeBackend:
         device = "cuda" if self.provider == "cuda" else "cpu"
         static = (inputs.text, inputs.references, inputs.template, *inputs.structure)
         # on a CPU onnxruntime works in these very arrays, so they live as long as `denoise` does
-        arrays = {
+        arrays: dict[str, Any] = {
             "latents": np.zeros(inputs.shape, np.float32),
             "time": np.zeros(inputs.shape[:1], np.int64),
             OUTPUT: np.zeros(inputs.shape, np.float32),

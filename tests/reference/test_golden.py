@@ -98,7 +98,7 @@ def error(actual: Tensor, expected: Tensor) -> float:
     return (actual.double() - expected.double()).abs().max().item() if actual.numel() else 0.0
 
 
-# -- one function per kind; each returns {quantity: (error, tolerance)} -----------------------------
+# -- one function per kind; each returns {quantity: (error, tolerance)} ------------------------
 
 
 def model(name: str) -> dict[str, tuple[float, float]]:
@@ -122,9 +122,10 @@ def model(name: str) -> dict[str, tuple[float, float]]:
         outputs[key] = error(actual, g(key))
     if case.layout.relational_visibility:
         ranges = list(zip(g["q_ranges"].tolist(), g["k_ranges"].tolist(), strict=True))
-        assert sorted(ranges) == sorted([list(q), list(k)] for q, k in case.layout.attention_ranges) or [
-            (list(q), list(k)) for q, k in case.layout.attention_ranges
-        ] == ranges
+        assert (
+            sorted(ranges) == sorted([list(q), list(k)] for q, k in case.layout.attention_ranges)
+            or [(list(q), list(k)) for q, k in case.layout.attention_ranges] == ranges
+        )
     return {key: (value, TOLERANCE["model_max_abs"]) for key, value in outputs.items()}
 
 
@@ -163,7 +164,9 @@ def hook_modules(net: LumosX, taps: dict[str, Tensor]) -> None:
 
     def block(key: str) -> Callable[..., None]:
         def hook(module, args, out):  # type: ignore[no-untyped-def]
-            done = [x if delta is None else x + delta * gate for x, delta, gate in filter(None, out)]
+            done = [
+                x if delta is None else x + delta * gate for x, delta, gate in filter(None, out)
+            ]
             taps[key] = torch.cat([x[0] for x in done])
 
         return hook
@@ -183,7 +186,10 @@ def e2e(name: str) -> dict[str, tuple[float, float]]:
     case = ModelCase(str(g["base_model"]))
     text = torch.cat([case.text, case.padded(g["context_null"])])
     schedule = flow.Schedule.released(int(g["steps"]), float(g["shift"]))
-    branches = {"traj_default": case.references, "traj_cond_cfg": g("cond_null_latents")[None, :, :, 0]}
+    branches = {
+        "traj_default": case.references,
+        "traj_cond_cfg": g("cond_null_latents")[None, :, :, 0],
+    }
     result = {}
     for key in (k for k in g if k.startswith("traj_")):
         references = torch.cat([case.references, branches[key]])
@@ -282,7 +288,10 @@ def train_loss(g: Golden) -> dict[str, tuple[float, float]]:
         "x_t": (error(x_t, g("x_t")), TOLERANCE["loss_rel"]),
         "model_out": (error(out, g("model_out")), TOLERANCE["model_max_abs"]),
         "loss": (error(loss.detach() / g("loss"), torch.ones(1)), TOLERANCE["loss_rel"]),
-        "loss_weighted": (error(weighted / g("loss_weighted"), torch.ones(1)), TOLERANCE["loss_rel"]),
+        "loss_weighted": (
+            error(weighted / g("loss_weighted"), torch.ones(1)),
+            TOLERANCE["loss_rel"],
+        ),
     }
     names = json.loads(str(g["grad_names_json"]))
     scale = max(g["grad_norms"])

@@ -1,0 +1,311 @@
+"""The command line: `lumosx-rt build | generate | verify | inspect | doctor`.
+
+Thin: each command checks its words, calls one function of the package, and shows what comes back.
+Nothing heavy is imported before a command runs.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lumosx_rt import __version__
+from lumosx_rt.console import progress_bar, reasons, refuse, result, say
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Compile a LumosX checkpoint into an engine, run it, and prove it makes the same video.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Components = Annotated[
+    Path | None,
+    typer.Option(help="Folder with text encoder, tokenizer and VAE, if the engine has none."),
+]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="The weights the engine was built from, if they were moved.")
+]
+Provider = Annotated[str, typer.Option(help="auto, cpu or cuda; an explicit one never falls back.")]
+Frames = Annotated[int | None, typer.Option(help="Pixel frames, 1 + 4k.")]
+Height = Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")]
+Width = Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")]
+
+
+def main() -> None:
+    """The `lumosx-rt` program."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    app(prog_name="lumosx-rt")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def build(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="Released, Wan2.1 or diffusers layout, or a weights file.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Engine folder [engines/NAME].")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="tiny, 1.3b or 14b, with --init.")] = None,
+    init: Annotated[str | None, typer.Option(help="random: weights drawn from --seed.")] = None,
+    seed: Annotated[int, typer.Option(help="Of random weights.")] = 0,
+    backend: Annotated[str, typer.Option(help="auto or onnxruntime.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, or fp16 (weights in half).")] = "fp32",
+    opset: Annotated[int, typer.Option(help="ONNX operator set, 23 or 20.")] = 23,
+    max_references: Annotated[int, typer.Option(help="Most pictures in a scene.")] = 16,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="JSON with the transformer's sizes, if it has none beside it."),
+    ] = None,
+    self_contained: Annotated[
+        bool, typer.Option("--self-contained", help="Copy text encoder, tokenizer and VAE in.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what stands at OUT.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build an engine from a checkpoint, or from a preset with random weights.
+
+    Examples: `lumosx-rt build checkpoints/lumosx -o engines/lumosx`,
+    `lumosx-rt build --preset tiny --init random -o engines/tiny`
+    """
+    if (preset is None) != (init is None) or init not in (None, "random"):
+        refuse("--preset and --init random go together", 2)
+    if (checkpoint is None) == (preset is None):
+        refuse("name either a CHECKPOINT, or --preset with --init random", 2)
+    target = out or Path("engines", preset or (checkpoint or Path()).resolve().stem)
+    with reasons("finished stages are kept, the same command goes on from there"):
+        from lumosx_rt.builder import build as build_engine
+
+        build_engine(
+            checkpoint,
+            target,
+            preset=preset,
+            seed=seed,
+            backend=backend,
+            precision=precision,  # type: ignore[arg-type]  # checked by build
+            opset=opset,
+            max_references=max_references,
+            config=_config(config),
+            self_contained=self_contained,
+            force=force,
+            report=say,
+        )
+        from lumosx_rt.report import read_report
+
+        facts = {"engine": str(target)} | read_report(target).get("build", {})
+        result(str(target), facts, as_json)
+
+
+@app.command()
+def generate(
+    engine: Annotated[Path, typer.Argument(help="Engine folder.")],
+    scenes: Annotated[
+        list[Path], typer.Argument(help="Prompt folders, scene.toml files, or folders of them.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for videos.")] = Path("out"),
+    steps: Annotated[int | None, typer.Option(help="Solver steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none.")] = None,
+    shift: Annotated[float | None, typer.Option(help="Shift of the noise levels.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Again for several videos.")] = None,
+    frames: Frames = None,
+    height: Height = None,
+    width: Width = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="[Wan2.1's]")] = None,
+    order: Annotated[
+        str, typer.Option(help="stable, or listing (as the file system lists, as released).")
+    ] = "stable",
+    script: Annotated[str, typer.Option(help="subject, or face (faces alone).")] = "subject",
+    components: Components = None,
+    provider: Provider = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite videos.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make videos of scenes: NAME.mp4, and NAME.png with the references beside frames.
+
+    A scene that fails is reported, the others are made; the exit code is 1 then.
+
+    Example: `lumosx-rt generate engines/tiny samples/two-friends --seed 0 --seed 1 -o out`
+    """
+    with reasons("videos that were finished are kept, nothing half-made is left"):
+        from lumosx_rt.batch import find_scenes, generate_all
+        from lumosx_rt.reference.scene import Scene
+
+        paths = find_scenes(scenes)
+        say(f"loading {engine}")
+        loaded = _load(engine, components, provider)
+        if loaded.manifest.checkpoint.get("source") == "random":
+            say("note: this engine has random weights; its videos are noise in colour, by design")
+        with progress_bar() as bar:
+            tasks: dict[str, Any] = {}
+
+            def progress(name: str, state: Any) -> None:
+                if name not in tasks:
+                    tasks[name] = bar.add_task(name, total=state.steps)
+                bar.update(tasks[name], completed=state.step)
+
+            outcomes = generate_all(
+                loaded,
+                paths,
+                out,
+                force=force,
+                load=lambda path: Scene.load(path, order=order, script=script),  # type: ignore[arg-type]
+                progress=progress,
+                size=_size(loaded.manifest.defaults, frames, height, width),
+                steps=steps,
+                guidance=guidance,
+                shift=shift,
+                seeds=tuple(seed or (0,)),
+                **({} if negative_prompt is None else {"negative_prompt": negative_prompt}),
+            )
+    for outcome in outcomes:
+        for warning in outcome.warnings:
+            say(f"warning: {outcome.scene}: {warning}")
+        if outcome.error:
+            say(f"failed: {outcome.error}")
+    made = [file for outcome in outcomes for file in outcome.files]
+    result("\n".join(made), [outcome.as_dict() for outcome in outcomes], as_json)
+    failed = sum(outcome.error is not None for outcome in outcomes)
+    if failed:
+        refuse(f"{failed} of {len(outcomes)} scenes failed")
+
+
+@app.command()
+def verify(
+    engine: Annotated[Path, typer.Argument(help="Engine folder.")],
+    scenes: Annotated[
+        list[Path] | None, typer.Argument(help="Scenes to compare on [three built-in ones].")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    steps: Annotated[int, typer.Option(help="Solver steps.")] = 8,
+    seed: Annotated[list[int] | None, typer.Option(help="Again for several.")] = None,
+    frames: Frames = None,
+    height: Height = None,
+    width: Width = None,
+    components: Components = None,
+    provider: Provider = "auto",
+    as_json: Json = False,
+) -> None:
+    """Compare an engine with the PyTorch reference from the same noise; write its report.
+
+    Exit code 1 if the final latents differ by more than the gate, are not finite, or the video is
+    flat. Example: `lumosx-rt verify engines/tiny samples/two-friends`
+    """
+    with reasons("the engine's report is as it was"):
+        from lumosx_rt.batch import find_scenes
+        from lumosx_rt.parity import builtin_scenes
+        from lumosx_rt.parity import verify as verify_engine
+        from lumosx_rt.reference.scene import Scene
+
+        chosen = [Scene.load(path) for path in find_scenes(scenes)] if scenes else builtin_scenes()
+        say(f"loading {engine}")
+        loaded = _load(engine, components, provider)
+        with progress_bar() as bar:
+            task = bar.add_task("verify", total=None)
+
+            def progress(what: str, done: int, of: int) -> None:
+                bar.update(task, description=what, completed=done, total=of)
+
+            section = verify_engine(
+                loaded,
+                chosen,
+                checkpoint=checkpoint,
+                size=_size(loaded.manifest.defaults, frames, height, width),
+                steps=steps,
+                seeds=tuple(seed or (0,)),
+                progress=progress,
+            )
+        result((engine / "report.md").read_text(), section, as_json)
+        if not section["passed"]:
+            refuse(f"{engine} does not make the same video as the reference; see report.md")
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Engine, scene, checkpoint, or a layout key.")],
+    layout_png: Annotated[
+        Path | None, typer.Option(help="Draw the layout: groups, who attends to whom, words.")
+    ] = None,
+    frames: Frames = None,
+    height: Height = None,
+    width: Width = None,
+    as_json: Json = False,
+) -> None:
+    """Say what something is. Exit code 1 if it is damaged, or a scene has errors.
+
+    Examples: `lumosx-rt inspect samples/two-friends --layout-png layout.png`,
+    `lumosx-rt inspect 21x30x52+1+4.4`
+    """
+    with reasons("nothing was changed"):
+        from lumosx_rt.inspection import as_text
+        from lumosx_rt.inspection import inspect as inspect_path
+
+        size = _size({"frames": 81, "height": 480, "width": 832}, frames, height, width)
+        facts = inspect_path(path, size, layout_png)
+        result(as_text(facts), facts, as_json)
+        if facts.get("errors"):
+            refuse(f"{path} has {len(facts['errors'])} errors")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine can do and what is missing; exit code 1 if something is.
+
+    Example: `lumosx-rt doctor --json`
+    """
+    with reasons("nothing was changed"):
+        from lumosx_rt.doctor import examine
+        from lumosx_rt.inspection import as_text
+
+        facts = examine()
+        result(as_text(facts), facts, as_json)
+        if facts["problems"]:
+            refuse(f"{len(facts['problems'])} problems: run `make install` in the project's folder")
+
+
+def _load(engine: Path, components: Path | None, provider: str) -> Any:
+    from lumosx_rt.engine import load
+
+    if provider not in ("auto", "cpu", "cuda"):
+        refuse(f"--provider: got '{provider}', accepted are auto, cpu, cuda", 2)
+    return load(engine, components=components, provider=provider)  # type: ignore[arg-type]
+
+
+def _size(
+    defaults: dict[str, Any], frames: int | None, height: int | None, width: int | None
+) -> Any:
+    from lumosx_rt.reference.binding import VideoSize
+
+    given = {"frames": frames, "height": height, "width": width}
+    return VideoSize(**{k: defaults[k] if v is None else v for k, v in given.items()})
+
+
+def _config(path: Path | None) -> Any:
+    from lumosx_rt.reference.config import LumosXConfig
+    from lumosx_rt.reference.errors import LumosXError
+
+    if path is None:
+        return None
+    try:
+        return LumosXConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise LumosXError(
+            f"{path}: not a JSON file with the transformer's sizes ({error})"
+        ) from None

@@ -1,0 +1,60 @@
+"""What the command line shows: results on stdout, progress and reasons on stderr."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from lumosx_rt.reference.errors import LumosXError
+
+INTERRUPTED = 130
+stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def say(line: str) -> None:
+    """A line of progress."""
+    stderr.print(Text(line))
+
+
+def result(text: str, values: Any, as_json: bool) -> None:
+    """A result: text for people, or JSON for programs."""
+    print(json.dumps(values, indent=2, ensure_ascii=False) if as_json else text, flush=True)
+
+
+def refuse(reason: str, code: int = 1) -> NoReturn:
+    stderr.print(Text.assemble(("error: ", "bold red"), reason))
+    raise typer.Exit(code)
+
+
+@contextmanager
+def reasons(interrupted: str) -> Iterator[None]:
+    """Turn refusals into one line and exit code 1, Ctrl-C into `interrupted` and 130."""
+    try:
+        yield
+    except LumosXError as error:
+        refuse(str(error))
+    except KeyboardInterrupt:
+        stderr.print(Text(f"\nstopped: {interrupted}"))
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A bar with what is being done, steps and time left."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=stderr) as progress:
+        yield progress
