@@ -1,0 +1,35 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install demo test test-slow lint
+
+install: $(INSTALLED)
+
+# torch is pinned to its CPU build by the constraints; a looser request pulls gigabytes of CUDA
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,dev]'
+	touch $@
+
+# A personalized video out of a prompt folder, by an engine checked against the reference
+demo: install
+	$(BIN)/lumosx-rt build --preset tiny --init random -o engines/tiny
+	$(BIN)/lumosx-rt verify engines/tiny samples/two-friends
+	$(BIN)/lumosx-rt generate engines/tiny samples -o out --force
+	$(BIN)/lumosx-rt inspect samples/two-friends --frames 17 --height 128 --width 288 \
+		--layout-png out/two-friends-layout.png > out/two-friends-layout.txt
+
+test: install lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadscope -m "not slow and not gpu and not hopper"
+
+# Full size: minutes and gigabytes
+test-slow: install
+	$(BIN)/pytest -q -s -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
