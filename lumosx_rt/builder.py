@@ -234,10 +234,10 @@ def _finished_stages(partial: Path, key: str) -> dict[str, dict[str, Any]]:
         state = json.loads((partial / STAGES).read_text())
         if state["key"] != key:
             return {}
+        present = record_files(partial)
         for stage in state["done"].values():
-            for name, record in stage["files"].items():
-                if asdict(record_files(partial)[name]) != record:
-                    return {}
+            if any(asdict(present[name]) != record for name, record in stage["files"].items()):
+                return {}
     except (OSError, ValueError, KeyError):
         return {}
     found: dict[str, dict[str, Any]] = state["done"]

@@ -3,6 +3,7 @@
 It holds only small notes, never the weights themselves; losing it costs time, not results.
 """
 
+import hashlib
 import json
 import os
 from contextlib import suppress
@@ -23,16 +24,15 @@ def cache_dir() -> Path:
 def content_hash(part: Component) -> str:
     """The part's sha256; not computed again while its files keep size and time."""
     stamp = {
-        str(f.absolute()): [f.stat().st_size, f.stat().st_mtime_ns]
+        str(f.absolute()): [f.stat().st_size, f.stat().st_mtime_ns, f.stat().st_ctime_ns]
         for f in (*part.files, *([part.config] if part.config else []))
     }
-    note = cache_dir() / "hashes" / f"{abs(hash_of(json.dumps(stamp, sort_keys=True)))}.json"
-    with suppress(OSError, ValueError):
-        known = json.loads(note.read_text())
-        if known["stamp"] == stamp:
-            return str(known["sha256"])
+    name = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()
+    note = cache_dir() / "hashes" / f"{name}.json"
+    with suppress(OSError, ValueError, KeyError):
+        return str(json.loads(note.read_text())["sha256"])
     digest = part.sha256
-    _write(note, {"stamp": stamp, "sha256": digest})
+    _write(note, {"sha256": digest})
     return digest
 
 
@@ -48,13 +48,6 @@ def recall(digest: str) -> Bundle | None:
         note = json.loads((cache_dir() / "bundles" / f"{digest}.json").read_text())
         return find_bundle(note["root"])
     return None
-
-
-def hash_of(text: str) -> int:
-    """A stable name for a text (`hash` changes from process to process)."""
-    import hashlib
-
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def _write(path: Path, note: dict[str, object]) -> None:

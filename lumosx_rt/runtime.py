@@ -52,6 +52,11 @@ class Request:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise LumosXError(f"seeds: needs at least one, all different, got {self.seeds}")
+        if len(self.seeds) > 1 and not self.layout.relational_visibility:
+            raise LumosXError(
+                f"layout {self.layout.key}: references see the video here, so seeds cannot share "
+                "them; sample one seed at a time"
+            )
 
     @property
     def schedule(self) -> Schedule:
