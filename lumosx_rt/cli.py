@@ -173,7 +173,7 @@ def generate(
                 guidance=guidance,
                 shift=shift,
                 seeds=tuple(seed or (0,)),
-                **({} if negative_prompt is None else {"negative_prompt": negative_prompt}),
+                negative_prompt=negative_prompt,
             )
     for outcome in outcomes:
         for warning in outcome.warnings:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypedDict, Unpack
 
 from torch import Tensor
 
@@ -48,6 +49,20 @@ def load(
     return Engine(folder, manifest, OnnxRuntimeBackend(folder / GRAPH, provider), components)
 
 
+class Settings(TypedDict, total=False):
+    """What may be said of a request; None, or unsaid, is the engine's default."""
+
+    size: VideoSize | None
+    steps: int | None
+    guidance: float | None
+    shift: float | None
+    seeds: Sequence[int]
+    negative_prompt: str | None
+
+
+SAMPLING = ("steps", "shift", "guidance")
+
+
 class Engine:
     """A compiled LumosX: `generate` makes videos, by `prepare`, `sample` and `decode`."""
 
@@ -66,64 +81,51 @@ class Engine:
         self,
         scene: Scene | str | Path,
         *,
-        size: VideoSize | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-        shift: float | None = None,
-        seeds: Sequence[int] = (0,),
-        negative_prompt: str = NEGATIVE_PROMPT,
         progress: Callable[[SamplerState], None] = lambda state: None,
+        **settings: Unpack[Settings],
     ) -> list[Video]:
         """One video per seed. What is not said is the engine's default (`manifest.defaults`).
 
         `progress` is shown the state after every step. Raises LumosXError for scenes and sizes that
         do not fit, before any heavy work, and for output that is not finite or flat.
         """
-        request = self.prepare(
-            scene,
-            size=size,
-            steps=steps,
-            guidance=guidance,
-            shift=shift,
-            seeds=seeds,
-            negative_prompt=negative_prompt,
-        )
+        request = self.prepare(scene, **settings)
         for state in self.sample(request):
             progress(state)
         return self.decode(request, state.latents)
 
-    def prepare(
-        self,
-        scene: Scene | str | Path,
-        *,
-        size: VideoSize | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-        shift: float | None = None,
-        seeds: Sequence[int] = (0,),
-        negative_prompt: str = NEGATIVE_PROMPT,
-    ) -> Request:
+    def prepare(self, scene: Scene | str | Path, **settings: Unpack[Settings]) -> Request:
         """Check a scene and bind it: text and references encoded, all known but the noise."""
         if not isinstance(scene, Scene):
             scene = Scene.load(scene)
         defaults = self.manifest.defaults
-        size = size or VideoSize(defaults["frames"], defaults["height"], defaults["width"])
+        chosen = {name: value for name, value in settings.items() if value is not None}
+        unknown = set(chosen) - Settings.__optional_keys__
+        if unknown:
+            raise LumosXError(
+                f"settings: {', '.join(sorted(unknown))} not known, accepted are "
+                f"{', '.join(sorted(Settings.__optional_keys__))}"
+            )
+        size = settings.get("size") or VideoSize(
+            defaults["frames"], defaults["height"], defaults["width"]
+        )
+        seeds = tuple(settings.get("seeds") or (0,))
         scene.check(
             max_references=self.manifest.layouts["references"][1],
             max_members=self.manifest.layouts["members"][1],
         )
         self.check_layout(scene.layout(*size.grid), len(seeds))
-        layout, binding = bind(scene, size, self.text_encoder, self.vae, negative_prompt)
-        return Request(
-            name=scene.name,
-            size=size,
-            layout=layout,
-            binding=binding,
-            seeds=tuple(seeds),
-            steps=defaults["steps"] if steps is None else steps,
-            shift=defaults["shift"] if shift is None else shift,
-            guidance=defaults["guidance"] if guidance is None else guidance,
+        sampling: dict[str, Any] = {name: chosen.get(name, defaults[name]) for name in SAMPLING}
+        runtime.check_sampling(seeds, sampling["steps"], sampling["shift"])
+        negative_prompt = settings.get("negative_prompt")
+        layout, binding = bind(
+            scene,
+            size,
+            self.text_encoder,
+            self.vae,
+            NEGATIVE_PROMPT if negative_prompt is None else negative_prompt,
         )
+        return Request(scene.name, size, layout, binding, seeds, **sampling)
 
     def sample(self, request: Request) -> Iterator[SamplerState]:
         """Yields the noise, then the state after every step; stop iterating to cancel."""

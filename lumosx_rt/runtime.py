@@ -50,8 +50,7 @@ class Request:
     guidance: float
 
     def __post_init__(self) -> None:
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise LumosXError(f"seeds: needs at least one, all different, got {self.seeds}")
+        check_sampling(self.seeds, self.steps, self.shift)
         if len(self.seeds) > 1 and not self.layout.relational_visibility:
             raise LumosXError(
                 f"layout {self.layout.key}: references see the video here, so seeds cannot share "
@@ -67,6 +66,13 @@ class Request:
         layout = replace(self.layout, lone=self.layout.references, subjects=())
         binding = replace(self.binding, template=torch.zeros_like(self.binding.template))
         return replace(self, layout=layout, binding=binding)
+
+
+def check_sampling(seeds: Sequence[int], steps: int, shift: float) -> None:
+    """Raises LumosXError for settings that cannot be sampled."""
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise LumosXError(f"seeds: needs at least one, all different, got {tuple(seeds)}")
+    Schedule.released(steps, shift)
 
 
 def denoise(backend: Backend, request: Request, head_dim: int) -> Iterator[SamplerState]:
