@@ -149,9 +149,12 @@ def _simplify(model: Any) -> None:
         common.CommonSubexpressionEliminationPass()(model)
         common.RemoveUnusedNodesPass()(model)
     optimizer.optimize(model, num_iterations=1, onnx_shape_inference=False)
-    for node in model.graph:  # the exporter notes source lines and paths of this machine
+    # the exporter notes source lines and paths of this machine everywhere
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    for node in model.graph:
         node.metadata_props.clear()
-    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
+        values += node.outputs
+    for value in values:
         value.metadata_props.clear()
     model.metadata_props.clear()
     model.graph.metadata_props.clear()

@@ -207,7 +207,12 @@ class SceneLayout:
     @classmethod
     def from_key(cls, key: str) -> "SceneLayout":
         """The layout named by a `key`. Raises LumosXError if it is not one."""
-        match = re.fullmatch(r"(\d+)x(\d+)x(\d+)\+(\d+)\+(-|\d+(?:\.\d+)*)((?:\+\w+)*)", key)
+        number = r"\d{1,9}"
+        match = re.fullmatch(
+            rf"({number})x({number})x({number})\+({number})"
+            rf"\+(-|{number}(?:\.{number})*)((?:\+\w+)*)",
+            key,
+        )
         switches = match[6].split("+")[1:] if match else []
         if match is None or not set(switches) <= set(_SWITCHES):
             raise LumosXError(
