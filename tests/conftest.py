@@ -1,0 +1,251 @@
+"""Shared by all tests: a cache of their own, one thread, and two engines that are built once.
+
+    tiny    preset tiny with random weights, as `build` makes it without a checkpoint
+    micro   two layers of 48 channels, built from a bundle with a text encoder, tokenizer and VAE
+
+Tests that damage an engine damage a copy (`copied`).
+"""
+
+import fcntl
+import io
+import itertools
+import json
+import os
+import platform
+import shutil
+import socket
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+HOST = "unmistakable-host-name"  # what the machine is called while engines are built
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine folder, and what `build` said on the way."""
+
+    folder: Path
+    lines: list[str]
+    """What it reported."""
+    printed: str
+    """What reached stdout: nothing, it belongs to results."""
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """A folder of this run of the tests; workers of pytest-xdist share it."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def surroundings(shared):
+    """Nothing of the user's is read or written, and the other cores are left alone."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LUMOSX_CACHE", str(shared / "cache"))
+        patch.setenv("TOKENIZERS_PARALLELISM", "false")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """An empty cache for one test, so that what it remembers misleads no other."""
+    monkeypatch.setenv("LUMOSX_CACHE", str(tmp_path / "own-cache"))
+    return tmp_path / "own-cache"
+
+
+# -- engines ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def one_at_a_time(lock: Path):
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def built(folder: Path, checkpoint: Path | None, **options) -> Built:
+    import lumosx_rt as rt
+
+    lines: list[str] = []
+    with one_at_a_time(folder.with_name(f"{folder.name}.lock")), pytest.MonkeyPatch.context() as on:
+        on.setattr(platform, "node", lambda: HOST)
+        on.setattr(socket, "gethostname", lambda: HOST)
+        with redirect_stdout(io.StringIO()) as printed:
+            rt.build(checkpoint, folder, report=lines.append, **options)
+    return Built(folder, lines, printed.getvalue())
+
+
+@pytest.fixture(scope="session")
+def tiny(surroundings, shared):
+    """The build of preset tiny: self-contained, random weights."""
+    return built(shared / "tiny", None, preset="tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny):
+    import lumosx_rt as rt
+
+    return rt.load(tiny.folder, provider="cpu")
+
+
+@pytest.fixture(scope="session")
+def micro_bundle(surroundings, shared):
+    """A checkpoint in diffusers folders, of all four parts."""
+    from lumosx_rt.reference.checkpoint import save_bundle
+    from lumosx_rt.reference.config import LumosXConfig
+    from lumosx_rt.reference.tiny import random_components
+    from lumosx_rt.source import random_transformer
+
+    folder = shared / "micro-bundle"
+    config = LumosXConfig(dim=48, ffn_dim=96, num_heads=2, num_layers=2, text_dim=64, text_len=256)
+    with one_at_a_time(folder.with_name("micro-bundle.lock")):
+        if not folder.exists():
+            text_encoder, tokenizer, vae = random_components(0)
+            save_bundle(
+                folder,
+                transformer=random_transformer(config, 0),
+                vae=vae,
+                text_encoder=text_encoder,
+                tokenizer=tokenizer,
+            )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def micro(micro_bundle, shared):
+    """The build of the micro checkpoint; the encoders stay where the checkpoint lies."""
+    return built(shared / "micro", micro_bundle)
+
+
+@pytest.fixture(scope="session")
+def micro_engine(micro):
+    import lumosx_rt as rt
+
+    return rt.load(micro.folder, provider="cpu")
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """`copied(folder)`: a copy of an engine or a checkpoint that may be damaged."""
+    count = itertools.count(1)
+
+    def copy(folder: Path) -> Path:
+        return shutil.copytree(folder, tmp_path / f"{folder.name}-copy{next(count)}")
+
+    return copy
+
+
+# -- faults -------------------------------------------------------------------------------------
+
+
+class Replay:
+    """The exporter's double: reports the same stages, writes the micro engine's graph, counts."""
+
+    STAGES = ("tracing the model", "translating to ONNX", "simplifying the graph")
+
+    def __init__(self, engine: Path) -> None:
+        self.graph = engine / "transformer"
+        self.facts = json.loads((engine / "report.json").read_text())["build"]
+        self.started = self.finished = 0
+        self.spoil = lambda folder: None
+
+    def __call__(self, model, path, *, report, **options):
+        self.started += 1
+        for stage in self.STAGES:
+            report(stage)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (path.parent / "half.data").write_bytes(b"half")
+        report("writing weights")
+        (path.parent / "half.data").unlink()
+        for file in self.graph.iterdir():
+            shutil.copy(file, path.parent)
+        self.spoil(path)
+        self.finished += 1
+        names = ("operators", "half_precision_matrices")
+        return {name: self.facts[name] for name in names} | {"opset": options["opset"]}
+
+
+@pytest.fixture
+def exporter(micro, monkeypatch):
+    """Builds of the micro checkpoint take seconds: its graph is not exported again."""
+    from lumosx_rt.export import graph
+
+    replay = Replay(micro.folder)
+    monkeypatch.setattr(graph, "export_onnx", replay)
+    return replay
+
+
+@pytest.fixture
+def fault(monkeypatch):
+    """Breaks every engine: `inputs` changes what it is bound to, `velocity` what a call returns.
+
+    velocity: of (velocity, number of the call, counted from 1). Returns the number of calls.
+    """
+    from lumosx_rt.backends.onnxruntime import OnnxRuntimeBackend
+
+    right = OnnxRuntimeBackend.bind
+
+    def install(inputs=lambda bound: bound, velocity=lambda value, call: value):
+        calls: list[int] = []
+
+        def bind(self, bound):
+            run, first = right(self, inputs(bound)), len(calls)
+
+            def denoise(latents, time):
+                calls.append(time)
+                return velocity(run(latents, time), len(calls) - first)
+
+            return denoise
+
+        monkeypatch.setattr(OnnxRuntimeBackend, "bind", bind)
+        return calls
+
+    return install
+
+
+# -- the command line ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run():
+    """`run(*words, code=0)`: a command in this process; its exit code is checked."""
+    from typer.testing import CliRunner
+
+    from lumosx_rt.cli import app
+
+    def run_here(*words, code: int = 0):
+        done = CliRunner().invoke(app, [str(word) for word in words])
+        told = f"{done.stdout}\n--\n{done.stderr}\n--\n{done.exception!r}"
+        assert done.exit_code == code and isinstance(done.exception, SystemExit | None), told
+        assert "Traceback" not in done.stderr
+        return done
+
+    return run_here
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """A folder of prompt folders: two good ones, and a bad one between them."""
+    from lumosx_rt.parity import builtin_scenes
+
+    _, one, two = builtin_scenes()
+    root = tmp_path / "scenes"
+    one.save(root / "a")
+    one.save(root / "b-bad")
+    (root / "b-bad" / "caption.txt").write_text("bad;A woman with a red hat.")
+    two.save(root / "c")
+    for path in root.rglob("scene.toml"):
+        path.unlink()
+    (root / "notes").mkdir()
+    (root / "readme.txt").write_text("no scene")
+    return root
