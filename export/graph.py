@@ -233,6 +233,8 @@ def _halve_matrices(model: Any) -> int:
         tensor = value.const_value
         if tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) < 2 or tensor.size < 4096:
             continue
+        if all(node.op_type.startswith("Gather") for node, _ in value.uses()):
+            continue  # the time table is no weight
         full = tensor.numpy()
         if np.abs(full).max() > 65504:
             continue

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lumosx_rt.engine import Engine
+from lumosx_rt.files import replacing
 from lumosx_rt.pictures import contact_sheet
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.flow import SamplerState
@@ -61,6 +62,7 @@ def generate_all(
 
     settings: those of `Engine.generate`. A scene that fails becomes an outcome with its error.
     """
+    out.mkdir(parents=True, exist_ok=True)  # an OSError says at once that it cannot be
     outcomes: list[Outcome] = []
     taken: set[str] = set()
     for path in paths:
@@ -108,7 +110,6 @@ def _make(
         video.save(clip)
         title = f"{scene.name}, seed {video.seed}"
         image = contact_sheet(list(zip(words, pictures, strict=True)), video.frames, title=title)
-        partial = sheet.with_name(f".{sheet.name}.partial")
-        image.save(partial, format="PNG")
-        partial.replace(sheet)
+        with replacing(sheet) as temporary:
+            image.save(temporary, format="PNG")
     return tuple(str(file) for file in files)

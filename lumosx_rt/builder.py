@@ -20,8 +20,16 @@ import torch
 from lumosx_rt import __version__, cache
 from lumosx_rt.engine import GRAPH
 from lumosx_rt.export.graph import LIMITS, OPSETS, Precision
-from lumosx_rt.manifest import FileRecord, Manifest, check_files, read_manifest, record_files
-from lumosx_rt.parity import GATES, forward_parity
+from lumosx_rt.files import write_atomically
+from lumosx_rt.manifest import (
+    PRECISIONS,
+    FileRecord,
+    Manifest,
+    check_files,
+    read_manifest,
+    record_files,
+)
+from lumosx_rt.parity import FORWARD_GATES, forward_parity
 from lumosx_rt.reference.bundle import find_bundle
 from lumosx_rt.reference.checkpoint import save_bundle
 from lumosx_rt.reference.config import PRESETS, LumosXConfig
@@ -32,7 +40,6 @@ from lumosx_rt.runtime import peak_memory_bytes
 from lumosx_rt.source import ENCODERS, CheckpointSource, RandomSource, Source
 
 BACKENDS = ("auto", "onnxruntime")
-PRECISIONS = ("fp32", "fp16")
 MAX_REFERENCES = 16
 STAGES = "stages.json"
 Report = Callable[[str], None]
@@ -66,12 +73,11 @@ def build(
     self_contained: copy text encoder, tokenizer and VAE in. force: replace what stands at `out`.
     report: told what is being done. Raises LumosXError; nothing is left at `out` then.
     """
-    out = Path(out)
+    given, out = Path(out), Path(os.path.abspath(out))
     _check_request(backend, precision, opset, max_references)
     if (checkpoint is None) == (preset is None):
         raise LumosXError("build: name either a checkpoint, or a preset for random weights")
-    if out.exists() and not force and not (out / "manifest.json").is_file():
-        raise LumosXError(f"{out} exists and is no engine; choose another name, or use --force")
+    _check_place(out)
     started = time.monotonic()
     source: Source
     if preset is not None:
@@ -98,13 +104,12 @@ def build(
         "versions": versions,
     }
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
-    if out.exists() and _is_up_to_date(out, key) and not force:
-        report(f"{out} is up to date")
-        return out
     if out.exists() and not force:
-        raise LumosXError(
-            f"{out} is an engine built from other inputs; choose another name, or use --force"
-        )
+        problem = _why_not_up_to_date(out, key)
+        if problem:
+            raise LumosXError(f"{problem}\nchoose another name, or replace it with --force")
+        report(f"{given} is up to date")
+        return given
     partial = out.with_name(f".{out.name}.partial")
     facts = _run_stages(partial, key, source, model, precision, opset, self_contained, report)
 
@@ -132,18 +137,21 @@ def build(
         "peak_memory_bytes": peak_memory_bytes(),
     }
     worst = max(check["relative_error"] for check in checks)
-    if not worst <= GATES[precision]:
+    if not worst <= FORWARD_GATES[precision]:
+        shutil.rmtree(partial)  # or the same wrong graph would be found again
         raise LumosXError(
             f"the {precision} graph differs from the reference by {worst:.1e} (gate "
-            f"{GATES[precision]:.0e}); the engine was not kept. Try --opset {OPSETS[-1]}, or fp32"
+            f"{FORWARD_GATES[precision]:.0e}); the engine was not kept. Try --opset {OPSETS[-1]}, "
+            "or fp32"
         )
-    (partial / STAGES).unlink()
-    manifest = replace(manifest, files=record_files(partial))
+    files = record_files(partial)
+    files.pop(STAGES)
+    manifest = replace(manifest, files=files)
     write_report(partial, manifest, build=facts)
     manifest.write(partial)
     _put_in_place(partial, out)
-    report(f"{out} built in {facts['seconds']} s")
-    return out
+    report(f"{given} built in {facts['seconds']} s")
+    return given
 
 
 def _check_request(backend: str, precision: str, opset: int, max_references: int) -> None:
@@ -163,9 +171,7 @@ def _check_request(backend: str, precision: str, opset: int, max_references: int
 def _check_disk(out: Path, model: LumosX, precision: str) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     needed = int(parameters * (2 if precision == "fp16" else 4) * 1.1) + (64 << 20)
-    folder = out.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
+    folder = _nearest_folder(out)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise LumosXError(
@@ -186,13 +192,26 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _is_up_to_date(out: Path, key: str) -> bool:
+def _check_place(out: Path) -> None:
+    if out.exists() and not (out / "manifest.json").is_file():
+        raise LumosXError(f"{out} exists and is no engine; choose another name, or move it away")
+    folder = _nearest_folder(out)
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise LumosXError(f"{out}: {folder} is no folder that can be written; choose another place")
+
+
+def _nearest_folder(out: Path) -> Path:
+    return next(parent for parent in out.parents if parent.exists())
+
+
+def _why_not_up_to_date(out: Path, key: str) -> str | None:
     try:
         manifest = read_manifest(out)
         check_files(out, manifest)
-    except LumosXError:
-        return False
-    return manifest.checkpoint.get("build") == key
+    except LumosXError as error:
+        return str(error)
+    same = manifest.checkpoint.get("build") == key
+    return None if same else f"{out} is an engine built from other inputs"
 
 
 def _is_tiny(config: LumosXConfig) -> bool:
@@ -247,8 +266,6 @@ def _finished_stages(partial: Path, key: str) -> dict[str, dict[str, Any]]:
 def _finish(
     partial: Path, key: str, done: dict[str, dict[str, Any]], stage: str, facts: dict[str, Any]
 ) -> None:
-    from lumosx_rt.manifest import write_atomically
-
     files: dict[str, FileRecord] = record_files(partial)
     files.pop(STAGES, None)
     done[stage] = {"files": {name: asdict(r) for name, r in files.items()}, "facts": facts}
@@ -298,6 +315,7 @@ def _put_in_place(partial: Path, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
+    (partial / STAGES).unlink()
     if out.exists():
         os.replace(out, old)
     os.replace(partial, out)

@@ -9,7 +9,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from lumosx_rt.manifest import write_atomically
+from lumosx_rt.files import write_atomically
 from lumosx_rt.reference.bundle import Bundle, Component, find_bundle
 from lumosx_rt.reference.errors import LumosXError
 
@@ -29,7 +29,7 @@ def content_hash(part: Component) -> str:
     }
     name = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()
     note = cache_dir() / "hashes" / f"{name}.json"
-    with suppress(OSError, ValueError, KeyError):
+    with suppress(OSError, ValueError, KeyError, TypeError):
         return str(json.loads(note.read_text())["sha256"])
     digest = part.sha256
     _write(note, {"sha256": digest})
@@ -44,7 +44,7 @@ def remember(bundle: Bundle, hashes: dict[str, str]) -> None:
 
 def recall(digest: str) -> Bundle | None:
     """The bundle that held a part with this hash, if it still lies where it was."""
-    with suppress(OSError, ValueError, KeyError, LumosXError):
+    with suppress(OSError, ValueError, KeyError, TypeError, LumosXError):
         note = json.loads((cache_dir() / "bundles" / f"{digest}.json").read_text())
         return find_bundle(note["root"])
     return None

@@ -45,6 +45,8 @@ def reasons(interrupted: str) -> Iterator[None]:
     except BrokenPipeError:
         sys.stderr.close()
         raise typer.Exit(1) from None
+    except OSError as error:
+        refuse(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
 
 
 @contextmanager

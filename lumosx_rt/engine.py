@@ -109,14 +109,15 @@ class Engine:
         size = settings.get("size") or VideoSize(
             defaults["frames"], defaults["height"], defaults["width"]
         )
-        seeds = tuple(settings.get("seeds") or (0,))
+        said = settings.get("seeds")
+        seeds = (0,) if said is None else tuple(said)
         scene.check(
             max_references=self.manifest.layouts["references"][1],
             max_members=self.manifest.layouts["members"][1],
         )
         self.check_layout(scene.layout(*size.grid), len(seeds))
         sampling: dict[str, Any] = {name: chosen.get(name, defaults[name]) for name in SAMPLING}
-        runtime.check_sampling(seeds, sampling["steps"], sampling["shift"])
+        runtime.check_sampling(seeds, **sampling)
         negative_prompt = settings.get("negative_prompt")
         layout, binding = bind(
             scene,

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from lumosx_rt.files import replacing
 from lumosx_rt.manifest import MANIFEST, check_files, read_manifest
 from lumosx_rt.reference.binding import VideoSize
 from lumosx_rt.reference.bundle import COMPONENTS, find_bundle
@@ -63,12 +64,10 @@ def _engine(path: Path) -> dict[str, Any]:
 
 def _scene(scene: Scene, size: VideoSize, picture: Path | None) -> dict[str, Any]:
     errors, warnings = scene.problems()
-    layout = scene.layout(*size.grid)
     caption = clean_text(scene.caption)
     words = [clean_text(reference.word) for reference in scene.references]
     spans = [occurrences(word, caption) for word in words]
-    _draw(picture, layout, words, caption, spans)
-    return {
+    facts: dict[str, Any] = {
         "kind": "scene",
         "name": scene.name,
         "caption": caption,
@@ -76,7 +75,12 @@ def _scene(scene: Scene, size: VideoSize, picture: Path | None) -> dict[str, Any
         "spans": spans,
         "errors": errors,
         "warnings": warnings,
-    } | _layout(layout)
+    }
+    if 0 in scene.subject_sizes:  # an error above; such a scene has no layout
+        return facts
+    layout = scene.layout(*size.grid)
+    _draw(picture, layout, words, caption, spans)
+    return facts | _layout(layout)
 
 
 def _layout(layout: SceneLayout) -> dict[str, Any]:
@@ -119,10 +123,8 @@ def _draw(picture: Path | None, layout: SceneLayout, *words: Any) -> None:
         return
     from lumosx_rt.pictures import layout_picture
 
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    partial = picture.with_name(f".{picture.name}.partial")
-    layout_picture(layout, *words).save(partial, format="PNG")
-    partial.replace(picture)
+    with replacing(picture) as temporary:
+        layout_picture(layout, *words).save(temporary, format="PNG")
 
 
 def as_text(facts: dict[str, Any], indent: str = "") -> str:

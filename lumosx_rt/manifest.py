@@ -18,11 +18,19 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from lumosx_rt.files import write_atomically
+from lumosx_rt.reference.config import LumosXConfig
 from lumosx_rt.reference.errors import LumosXError, listing
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 REPORTS = ("report.json", "report.md")
+PRECISIONS = ("fp32", "fp16")
+DEFAULTS = {
+    "frames": int, "height": int, "width": int, "fps": int,
+    "steps": int, "shift": float, "guidance": float,
+}  # fmt: skip
+LAYOUTS = ("frames", "height", "width", "seeds", "references", "members")
 _MAX_MANIFEST_BYTES = 4 << 20
 _FORBIDDEN_SUFFIXES = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".py", ".so"}
 
@@ -82,8 +90,8 @@ def read_manifest(folder: Path) -> Manifest:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise LumosXError(f"{path}: not JSON ({error}); build the engine again") from None
-    if not isinstance(raw, dict) or not isinstance(raw.get("format"), int):
-        raise LumosXError(f"{path}: has no integer `format`; build the engine again")
+    if not isinstance(raw, dict) or type(raw.get("format")) is not int or raw["format"] < 1:
+        raise LumosXError(f"{path}: has no positive integer `format`; build the engine again")
     if raw["format"] > FORMAT:
         raise LumosXError(
             f"{path}: format {raw['format']} is newer than {FORMAT}, the newest this version "
@@ -107,39 +115,68 @@ def _shape_problems(raw: dict[str, Any]) -> list[str]:
     problems += [
         f"`{name}` must be a {kind.__name__}, got {type(raw[name]).__name__}"
         for name, kind in kinds.items()
-        if name in raw and not isinstance(raw[name], kind)
+        if name in raw and type(raw[name]) is not kind
     ]
-    if problems:
-        return problems
-    for name, record in raw["files"].items():
-        well_formed = (
+    return problems or [*_table_problems(raw), *_record_problems(raw["files"])]
+
+
+def _table_problems(raw: dict[str, Any]) -> list[str]:
+    """What is wrong inside the tables that engines read."""
+    problems = []
+    try:
+        LumosXConfig(**raw["model"])
+    except (LumosXError, TypeError) as error:
+        problems.append(f"`model`: {error}")
+    if raw["precision"] not in PRECISIONS:
+        problems.append(
+            f"`precision` is {raw['precision']!r}, accepted are {', '.join(PRECISIONS)}"
+        )
+    for name, kind in DEFAULTS.items():
+        value = raw["defaults"].get(name)
+        if type(value) not in ((int,) if kind is int else (int, float)) or not value > 0:
+            problems.append(f"`defaults`: {name!r} must be a positive {kind.__name__}")
+    problems += [
+        f"`layouts`: {axis!r} must be [least, most], got {limits!r}"
+        for axis, limits in ({axis: None for axis in LAYOUTS} | raw["layouts"]).items()
+        if not (isinstance(limits, list) and [type(n) for n in limits] == [int, int])
+    ]
+    wanted: dict[str, type] = {"sha256": str, "source": str}
+    if raw["checkpoint"].get("source") == "random":
+        wanted |= {"preset": str, "seed": int}
+    problems += [
+        f"`checkpoint`: {name!r} must be a {kind.__name__}"
+        for name, kind in wanted.items()
+        if type(raw["checkpoint"].get(name)) is not kind
+    ]
+    problems += [
+        f"`{table}`: {key!r} must be text"
+        for table in ("components", "versions")
+        for key, value in raw[table].items()
+        if not isinstance(value, str)
+    ]
+    return problems
+
+
+def _record_problems(records: dict[str, Any]) -> list[str]:
+    return [
+        f"`files`: {name!r} needs a sha256 and a number of bytes"
+        for name, record in records.items()
+        if not (
             isinstance(record, dict)
             and set(record) == {"sha256", "bytes"}
-            and isinstance(record["bytes"], int)
+            and type(record["bytes"]) is int
             and re.fullmatch("[0-9a-f]{64}", str(record["sha256"]))
         )
-        if not well_formed:
-            problems.append(f"`files`: {name!r} needs a sha256 and a number of bytes")
-    for axis, limits in raw["layouts"].items():
-        if not (
-            isinstance(limits, list) and len(limits) == 2 and all(type(n) is int for n in limits)
-        ):
-            problems.append(f"`layouts`: {axis!r} must be [least, most], got {limits!r}")
-    for table in ("components", "versions"):
-        problems += [
-            f"`{table}`: {key!r} must be text"
-            for key, value in raw[table].items()
-            if not isinstance(value, str)
-        ]
-    return problems
+    ]
 
 
 def path_problems(name: str) -> list[str]:
     """What is wrong with a file name of a manifest: it must be relative, inside, and plain data."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or str(path) != name:
+    plain = path.parts and str(path) == name and not set(name) & {"\\", ":"}
+    if path.is_absolute() or ".." in path.parts or not plain:
         return [f"{name!r} must be a plain relative path inside the engine"]
-    if path.suffix in _FORBIDDEN_SUFFIXES:
+    if path.suffix.lower() in _FORBIDDEN_SUFFIXES:
         return [f"{name!r}: files of type {path.suffix} can run code and are forbidden"]
     if name in (MANIFEST, *REPORTS):
         return [f"{name!r} cannot be listed"]
@@ -166,6 +203,8 @@ def check_files(folder: Path, manifest: Manifest, *, hashes: bool = True) -> Non
         path, record = folder / name, manifest.files[name]
         if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
             problems.append(f"{name} is a link")
+        elif not path.is_file():
+            problems.append(f"{name} is no regular file")
         elif path.stat().st_size != record.bytes:
             problems.append(f"{name} has {path.stat().st_size} bytes, not {record.bytes}")
         elif hashes and sha256_of(path) != record.sha256:
@@ -187,12 +226,3 @@ def _names_in(folder: Path) -> list[str]:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

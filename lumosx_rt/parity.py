@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lumosx_rt import runtime
-from lumosx_rt.backends import Inputs
+from lumosx_rt.backends import Backend, Inputs
 from lumosx_rt.backends.eager import EagerBackend
 from lumosx_rt.backends.onnxruntime import OnnxRuntimeBackend
 from lumosx_rt.engine import Engine
@@ -24,6 +25,8 @@ from lumosx_rt.source import source_of
 
 # Largest relative error (2-norm) of the final latents, by precision of the engine.
 GATES = {"fp32": 1e-4, "fp16": 1e-3}
+FORWARD_GATES = {"fp32": 1e-5, "fp16": 1e-3}  # of the velocity of one forward pass
+ROUNDING = 1e-6  # what two runs of one engine may differ by
 
 # One forward pass each: no references, one group, unequal groups in two streams, several seeds.
 FORWARD_CASES: tuple[tuple[tuple[str, ...], int], ...] = (
@@ -74,8 +77,8 @@ def verify(
     checkpoint: the weights the engine was built from, where they are not found by themselves.
     progress: told (what, steps done, steps in all). Returns the report's section: `passed`, the
     `gate`, and per scene the error of the latents after every step, the PSNR of the decoded
-    frames, whether they are finite and not flat, and the error of a deliberately wrong engine run
-    (the control: all relations dropped), which must exceed the gate.
+    frames, whether they are finite and not flat, and the errors of two engine runs that are wrong
+    on purpose (`compare`).
     Raises LumosXError where it cannot compare.
     """
     if not scenes:
@@ -84,12 +87,15 @@ def verify(
     model = source_of(engine.manifest, checkpoint).load()
     reference = EagerBackend(model)
     gate = GATES[engine.manifest.precision]
-    results = [
-        compare(
-            engine, reference, request, gate, progress, index * 2 * steps, 2 * steps * len(scenes)
-        )
-        for index, request in enumerate(requests)
-    ]
+    results: list[dict[str, Any]] = []
+    total = 2 * steps * len(requests)
+    for request in requests:
+        before = 2 * steps * len(results)
+
+        def told(what: str, done: int, before: int = before) -> None:
+            progress(what, before + done + steps * what.endswith("engine"), total)
+
+        results.append(compare(engine, reference, request, gate, told))
     section = {
         "passed": all(result["passed"] for result in results),
         "gate": gate,
@@ -106,43 +112,60 @@ def verify(
 
 def compare(
     engine: Engine,
-    reference: EagerBackend,
+    reference: Backend,
     request: Request,
     gate: float,
-    progress: Callable[[str, int, int], None] = lambda what, done, of: None,
-    done: int = 0,
-    of: int = 0,
+    progress: Callable[[str, int], None] = lambda what, done: None,
 ) -> dict[str, Any]:
-    """One request on engine and reference, free-running from the same noise, and a control."""
-    sound, errors = True, []
-    last = {}
-    trajectories = {}
-    for which, backend in (("reference", reference), ("engine", engine.backend)):
+    """One request on engine and reference, free-running from the same noise, and two controls.
+
+    Controls are engine runs that are wrong on purpose: without words (which must differ from the
+    engine's own, or words do nothing) and without relations (whose error must exceed the gate).
+    """
+
+    def run(backend: Backend, asked: Request, what: str = "") -> list[Tensor]:
+        """Latents after every step; fewer than all where they stopped being finite."""
         states = []
         try:
-            for state in runtime.denoise(backend, request, engine.config.head_dim):
-                states.append(state.latents)
-                done += bool(state.step)
-                progress(f"{request.name}: {which}", done, of)
+            for state in runtime.denoise(backend, asked, engine.config.head_dim):
+                if state.step:
+                    states.append(state.latents)
+                if what:
+                    progress(f"{request.name}: {what}", state.step)
         except LumosXError:
-            if which == "reference":
+            if backend is reference:
                 raise
-            sound = False  # the engine's latents stopped being finite
-        trajectories[which], last[which] = states, states[-1]
-    pairs = zip(trajectories["engine"], trajectories["reference"], strict=False)
-    errors = [relative_error(actual, expected) for actual, expected in pairs][1:]
+        return states
+
+    expected = run(reference, request, "reference")
+    actual = run(engine.backend, request, "engine")
+    errors = [relative_error(a, e) for a, e in zip(actual, expected, strict=False)]
+    sound = len(actual) == len(expected)
+    final = errors[-1] if sound else None
     psnr = None
     if sound:
-        frames = {w: engine.vae.decode_frames_uint8(last[w][:1]) for w in last}
-        psnr = peak_signal_to_noise(frames["engine"], frames["reference"])
-        sound = bool(frames["engine"].std() >= runtime.FLAT)
-    final = errors[-1] if sound and errors else float("inf")
+        frames, wanted = (
+            engine.vae.decode_frames_uint8(states[-1][:1]) for states in (actual, expected)
+        )
+        psnr = peak_signal_to_noise(frames, wanted)
+        sound = not runtime.is_flat(frames)
 
-    control = None
-    if any(size > 1 for size in request.layout.subjects):
-        wrong = runtime.denoise(engine.backend, request.unrelated(), engine.config.head_dim)
-        control = relative_error([state.latents for state in wrong][-1], last["reference"])
-    passed = sound and final <= gate and (control is None or control > gate)
+    def distance(wrong: Request, right: list[Tensor]) -> float | None:
+        states = run(engine.backend, wrong)
+        finished = len(states) == len(right) == len(expected)
+        return relative_error(states[-1], right[-1]) if finished else None
+
+    bound = engine.config.mcam_ratio and request.binding.template.any()
+    words = distance(request.without_words(), actual) if bound else None
+    related = any(size > 1 for size in request.layout.subjects)
+    control = distance(request.unrelated(), expected) if related else None
+    passed = (
+        sound
+        and final is not None
+        and final <= gate
+        and (not bound or words is None or words > ROUNDING)
+        and (not related or control is None or control > gate)
+    )
     return {
         "scene": request.name,
         "layout": request.layout.key,
@@ -151,6 +174,7 @@ def compare(
         "final_relative_error": final,
         "step_relative_errors": errors,
         "psnr_db": psnr,
+        "words_effect": words,
         "control_relative_error": control,
     }
 

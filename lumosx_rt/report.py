@@ -5,23 +5,38 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from lumosx_rt.manifest import REPORTS, Manifest, write_atomically
+from lumosx_rt.files import write_atomically
+from lumosx_rt.manifest import REPORTS, Manifest
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """The engine's last report; empty if it has none or it cannot be read."""
+    """The sound sections of the engine's last report; none if it has none or it cannot be read."""
     try:
         found = json.loads((folder / REPORTS[0]).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    sound = {}
+    for name, render in SECTIONS.items():
+        try:
+            render(found[name])
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+            continue
+        sound[name] = found[name]
+    return sound
 
 
 def write_report(folder: Path, manifest: Manifest, **sections: dict[str, Any]) -> None:
     """Add or replace sections (`build`, `verify`) of the report, as JSON and to be read."""
-    content = read_report(folder) | {"environment": environment(manifest)} | sections
-    write_atomically(folder / REPORTS[0], json.dumps(content, indent=2, sort_keys=True) + "\n")
-    write_atomically(folder / REPORTS[1], _as_markdown(manifest, content))
+    content = read_report(folder) | sections
+    facts = environment(manifest)
+    lines = [f"# Engine report: {manifest.backend}, {manifest.precision}", ""]
+    for name, render in SECTIONS.items():
+        if name in content:
+            lines += render(content[name])
+    lines += ["## Environment", "", *(f"- {name}: {value}" for name, value in facts.items())]
+    text = json.dumps(content | {"environment": facts}, indent=2, sort_keys=True, allow_nan=False)
+    write_atomically(folder / REPORTS[0], text + "\n")
+    write_atomically(folder / REPORTS[1], "\n".join(lines) + "\n")
 
 
 def environment(manifest: Manifest) -> dict[str, str]:
@@ -34,50 +49,58 @@ def environment(manifest: Manifest) -> dict[str, str]:
     }
 
 
-def _as_markdown(manifest: Manifest, content: dict[str, Any]) -> str:
-    lines = [f"# Engine report: {manifest.backend}, {manifest.precision}", ""]
-    if build := content.get("build"):
-        lines += [
-            "## Build",
-            "",
-            f"{build['seconds']} s, peak memory {build['peak_memory_bytes'] / 2**30:.1f} GiB, "
-            f"opset {build['opset']}, {sum(build['operators'].values())} operators",
-            "",
-            "One forward pass against the reference:",
-            "",
-            "| layout | streams x seeds | relative error |",
-            "|---|---|---|",
-            *(
-                f"| {c['layout']} | {c['streams']} x {c['seeds']} | {c['relative_error']:.1e} |"
-                for c in build["parity"]
-            ),
-            "",
-        ]
-    if check := content.get("verify"):
-        lines += [
-            f"## Verification: {'passed' if check['passed'] else 'FAILED'}",
-            "",
-            f"{check['steps']} steps, guidance {check['guidance']}, same noise in engine and "
-            f"reference; gate {check['gate']:.0e} on the final latents. The control drops all "
-            "relations between pictures and words: a wrong answer, which the gate must catch.",
-            "",
-            "| scene | layout | final latents | worst step | PSNR | finite, not flat | control |",
-            "|---|---|---|---|---|---|---|",
-            *(_scene_row(scene) for scene in check["scenes"]),
-            "",
-        ]
-    lines += ["## Environment", ""]
-    lines += [f"- {name}: {value}" for name, value in content["environment"].items()]
-    return "\n".join(lines) + "\n"
+def _build_section(build: dict[str, Any]) -> list[str]:
+    return [
+        "## Build",
+        "",
+        f"{build['seconds']} s, peak memory {build['peak_memory_bytes'] / 2**30:.1f} GiB, "
+        f"opset {build['opset']}, {sum(build['operators'].values())} operators",
+        "",
+        "One forward pass against the reference:",
+        "",
+        "| layout | streams x seeds | relative error |",
+        "|---|---|---|",
+        *(
+            f"| {c['layout']} | {c['streams']} x {c['seeds']} | {c['relative_error']:.1e} |"
+            for c in build["parity"]
+        ),
+        "",
+    ]
+
+
+def _verify_section(check: dict[str, Any]) -> list[str]:
+    return [
+        f"## Verification: {'passed' if check['passed'] is True else 'FAILED'}",
+        "",
+        f"{check['steps']} steps, guidance {check['guidance']}, same noise in engine and "
+        f"reference; gate {check['gate']:.0e} on the final latents. Two controls are wrong on "
+        "purpose and must be caught: words unbound, and all relations between pictures dropped.",
+        "",
+        "| scene | layout | final latents | worst step | PSNR | finite, not flat | no words "
+        "| no relations |",
+        "|---|---|---|---|---|---|---|---|",
+        *(_scene_row(scene) for scene in check["scenes"]),
+        "",
+    ]
 
 
 def _scene_row(scene: dict[str, Any]) -> str:
-    control = scene["control_relative_error"]
+    def number(value: float | None, none: str) -> str:
+        return none if value is None else f"{value:.1e}"
+
+    steps = [error for error in scene["step_relative_errors"] if error is not None]
     psnr = scene["psnr_db"]
-    return (
-        f"| {scene['scene']} | {scene['layout']} | {scene['final_relative_error']:.1e} "
-        f"| {max(scene['step_relative_errors']):.1e} "
-        f"| {'identical' if psnr is None else f'{psnr:.1f} dB'} "
-        f"| {'yes' if scene['sound'] else 'NO'} "
-        f"| {'nothing related' if control is None else f'{control:.1e}'} |"
+    cells = (
+        scene["scene"],
+        scene["layout"],
+        number(scene["final_relative_error"], "none"),
+        number(max(steps, default=None), "none"),
+        "identical or none" if psnr is None else f"{psnr:.1f} dB",
+        "yes" if scene["sound"] else "NO",
+        number(scene["words_effect"], "nothing bound"),
+        number(scene["control_relative_error"], "nothing related"),
     )
+    return f"| {' | '.join(cells)} |"
+
+
+SECTIONS = {"build": _build_section, "verify": _verify_section}

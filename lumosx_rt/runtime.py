@@ -1,5 +1,6 @@
 """One request on one backend: noise, guided steps, frames. The same for engine and reference."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,7 +51,7 @@ class Request:
     guidance: float
 
     def __post_init__(self) -> None:
-        check_sampling(self.seeds, self.steps, self.shift)
+        check_sampling(self.seeds, self.steps, self.shift, self.guidance)
         if len(self.seeds) > 1 and not self.layout.relational_visibility:
             raise LumosXError(
                 f"layout {self.layout.key}: references see the video here, so seeds cannot share "
@@ -61,17 +62,25 @@ class Request:
     def schedule(self) -> Schedule:
         return Schedule.released(self.steps, self.shift)
 
+    def without_words(self) -> "Request":
+        """The same request with every picture bound to no word."""
+        template = torch.zeros_like(self.binding.template)
+        return replace(self, binding=replace(self.binding, template=template))
+
     def unrelated(self) -> "Request":
         """The same pictures without relations: each alone, bound to no word. A wrong answer."""
         layout = replace(self.layout, lone=self.layout.references, subjects=())
-        binding = replace(self.binding, template=torch.zeros_like(self.binding.template))
-        return replace(self, layout=layout, binding=binding)
+        return replace(self.without_words(), layout=layout)
 
 
-def check_sampling(seeds: Sequence[int], steps: int, shift: float) -> None:
+def check_sampling(seeds: Sequence[int], steps: int, shift: float, guidance: float) -> None:
     """Raises LumosXError for settings that cannot be sampled."""
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise LumosXError(f"seeds: needs at least one, all different, got {tuple(seeds)}")
+    if not seeds or len(set(seeds)) != len(seeds) or not all(0 <= s < 1 << 63 for s in seeds):
+        raise LumosXError(
+            f"seeds: needs at least one, all different, 0 to 2^63 - 1, got {tuple(seeds)}"
+        )
+    if not math.isfinite(guidance):
+        raise LumosXError(f"guidance: needs a finite number, got {guidance}")
     Schedule.released(steps, shift)
 
 
@@ -111,13 +120,18 @@ def decode(vae: VideoAutoencoder, request: Request, latents: Tensor, fps: int) -
     videos = []
     for seed, clip in zip(request.seeds, latents, strict=True):
         frames = vae.decode_frames_uint8(clip[None])
-        if frames.std() < FLAT:
+        if is_flat(frames):
             raise LumosXError(
                 f"'{request.name}', seed {seed}: the video is flat (one colour); it was not kept. "
                 "Check the engine with `lumosx-rt verify`"
             )
         videos.append(Video(request.name, frames, fps, seed))
     return videos
+
+
+def is_flat(frames: NDArray[np.uint8]) -> bool:
+    """Whether frames uint8 [frames, height, width, 3] show one colour, whichever."""
+    return bool(frames.reshape(-1, frames.shape[-1]).std(axis=0).max() < FLAT)
 
 
 def peak_memory_bytes() -> int:

@@ -135,8 +135,9 @@ def encoders_of(manifest: Manifest, engine: Path, components: str | Path | None)
         candidates.append((str(engine / "components"), find_bundle(engine / "components")))
     if components is not None:
         candidates.append((str(components), find_bundle(components)))
-    if not candidates and wanted and (known := cache.recall(next(iter(wanted.values())))):
-        candidates.append((str(known.root), known))
+    if not candidates:  # a part may be shared by several bundles, so ask for each
+        known = {b.root: b for digest in wanted.values() if (b := cache.recall(digest))}
+        candidates += [(str(root), bundle) for root, bundle in known.items()]
     if not candidates:
         raise LumosXError(
             "this engine comes without text encoder, tokenizer and VAE; name a folder that holds "

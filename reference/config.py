@@ -32,6 +32,18 @@ class LumosXConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        problems = []
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.type is bool or f.type is int:
+                wrong = type(value) is not f.type or (f.type is int and value < 1)
+            else:
+                wrong = type(value) not in (int, float) or not 0 <= value < float("inf")
+            if wrong:
+                kind = getattr(f.type, "__name__", f.type)
+                problems.append(f"{f.name} must be a positive {kind}, got {value!r}")
+        if problems:
+            raise LumosXError("config: " + "; ".join(problems).replace("positive bool", "bool"))
         if self.dim % self.num_heads or self.head_dim % 2:
             raise LumosXError(
                 f"config: dim {self.dim} over {self.num_heads} heads is not an even head size"

@@ -31,7 +31,7 @@ class Schedule:
 
     @classmethod
     def released(cls, steps: int = 50, shift: float = 8.0) -> "Schedule":
-        if steps < 1 or not shift > 0:
+        if steps != int(steps) or steps < 1 or not 0 < shift < float("inf"):
             raise LumosXError(f"schedule: needs steps >= 1 and shift > 0, got {steps} and {shift}")
         tau = 1.0 - np.arange(steps, dtype=np.float64) / steps
         sigmas = shift * tau / (1.0 + (shift - 1.0) * tau)

@@ -220,7 +220,7 @@ class SceneLayout:
                 f"(no subjects: -; switched off: {', '.join('+' + s for s in _SWITCHES)})"
             )
         frames, height, width, lone = map(int, match.groups()[:4])
-        return cls(
+        layout = cls(
             video_frames=frames,
             height=height,
             width=width,
@@ -228,6 +228,9 @@ class SceneLayout:
             subjects=() if match[5] == "-" else tuple(map(int, match[5].split("."))),
             **{_SWITCHES[name]: False for name in switches},
         )
+        if layout.key != key:
+            raise LumosXError(f"layout: '{key}' is written {layout.key}")
+        return layout
 
 
 _SWITCHES = {

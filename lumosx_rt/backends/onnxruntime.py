@@ -28,6 +28,8 @@ class OnnxRuntimeBackend:
         import onnxruntime
 
         self._ort: Any = onnxruntime
+        if provider not in ("auto", *_NAMES):
+            raise LumosXError(f"provider: got '{provider}', accepted are auto, {', '.join(_NAMES)}")
         if provider == "auto":
             provider = "cuda" if _NAMES["cuda"] in onnxruntime.get_available_providers() else "cpu"
         options = onnxruntime.SessionOptions()

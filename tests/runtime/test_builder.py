@@ -126,7 +126,7 @@ def test_half_precision_takes_half_the_bytes_within_its_gate(tmp_path):
     full = 4 * sum(p.numel() for p in load_transformer(tmp_path / "one").parameters())
     table = 4 * 1001 * config.freq_dim
     stored = (folder / "transformer" / "model.onnx.data").stat().st_size
-    assert 0.5 * (full + table) < stored < 0.52 * (full + table)
+    assert 0.5 * full < stored - table < 0.53 * full  # the time table is no weight
     errors = [case["relative_error"] for case in read_report(folder)["build"]["parity"]]
     assert 1e-5 < max(errors) <= 1e-3
     assert read_manifest(folder).precision == "fp16"
