@@ -164,9 +164,10 @@ class Replay:
         for stage in self.STAGES:
             report(stage)
         path.parent.mkdir(parents=True, exist_ok=True)
-        (path.parent / "half.data").write_bytes(b"half")
+        half = path.parent / f"half{self.started}.data"
+        half.write_bytes(b"half")
         report("writing weights")
-        (path.parent / "half.data").unlink()
+        half.unlink()
         for file in self.graph.iterdir():
             shutil.copy(file, path.parent)
         self.spoil(path)

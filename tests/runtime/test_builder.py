@@ -24,7 +24,7 @@ from lumosx_rt.reference.checkpoint import load_transformer, save_bundle
 from lumosx_rt.reference.config import PRESETS, LumosXConfig
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.report import read_report
-from lumosx_rt.source import random_transformer
+from lumosx_rt.source import random_transformer, source_of
 
 SIZE = rt.VideoSize(5, 32, 48)
 
@@ -143,7 +143,7 @@ def test_a_build_stopped_anywhere_leaves_nothing_and_goes_on_later(
     expected = contents(tmp_path / "whole")
     assert len(lines) >= 8 and exporter.finished == 1
     for number, line in enumerate(lines[:-1]):
-        exporter.started = exporter.finished = 0
+        exporter.finished = 0
         out = tmp_path / f"engine{number}"
         with pytest.raises(Killed, match=re.escape(line)):
             rt.build(micro_bundle, out, report=stop_at(number))
@@ -379,6 +379,14 @@ def test_a_self_contained_engine_needs_nothing_else(
     shutil.rmtree(own_cache)
     assert set(read_manifest(folder).components) == {"text_encoder", "tokenizer", "vae"}
     assert (frames_of(rt.load(folder)) == expected).all()
+
+
+def test_an_engine_finds_the_encoders_that_lie_beside_its_checkpoint(
+    micro_bundle, exporter, tmp_path, own_cache
+):
+    engine = rt.load(rt.build(micro_bundle, tmp_path / "engine"), provider="cpu")
+    assert engine.components.root == micro_bundle
+    assert source_of(engine.manifest, None).bundle.root == micro_bundle
 
 
 def test_a_checkpoint_without_encoders_cannot_be_self_contained(
