@@ -17,6 +17,7 @@ import pytest
 from onnx import numpy_helper
 
 import lumosx_rt as rt
+from lumosx_rt.export.graph import INPUTS
 from lumosx_rt.manifest import check_files, read_manifest
 from lumosx_rt.parity import builtin_scenes
 from lumosx_rt.reference.bundle import find_bundle
@@ -235,25 +236,26 @@ def one_percent_off(path: Path) -> None:
     onnx.save(model, path, save_as_external_data=True, location="model.onnx.data")
 
 
-def without(name: str):
-    """Takes an input's influence away: it is multiplied by nothing."""
+def blind_to(name: str):
+    """Takes an input's influence away: it is multiplied by nothing, and a mask hides nothing."""
 
     def spoil(path: Path) -> None:
         model = onnx.load(path, load_external_data=False)
+        (given,) = [value for value in model.graph.input if value.name == name]
+        kind = onnx.helper.tensor_dtype_to_np_dtype(given.type.tensor_type.elem_type)
+        operator, value = ("Or", True) if kind == np.bool_ else ("Mul", 0)
         for node in model.graph.node:
             node.input[:] = ["nothing" if user == name else user for user in node.input]
-        zero = numpy_helper.from_array(np.zeros((), np.float32), "zero")
-        model.graph.initializer.append(zero)
-        model.graph.node.insert(0, onnx.helper.make_node("Mul", [name, "zero"], ["nothing"]))
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, kind), "constant"))
+        first = onnx.helper.make_node(operator, [name, "constant"], ["nothing"])
+        model.graph.node.insert(0, first)
         onnx.save(model, path)
 
     return spoil
 
 
 @pytest.mark.parametrize(
-    "spoil",
-    [one_percent_off, without("template"), without("references"), without("rope_references")],
-    ids=["weight", "words", "references", "positions"],
+    "spoil", [one_percent_off, *map(blind_to, INPUTS)], ids=["a weight", *INPUTS]
 )
 def test_a_wrong_graph_is_never_kept(micro_bundle, exporter, tmp_path, spoil):
     out = tmp_path / "engine"
