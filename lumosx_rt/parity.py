@@ -46,6 +46,7 @@ def forward_parity(model: LumosX, graph: Path) -> list[dict[str, Any]]:
         latents, time, text, references, template, structure = model_inputs(
             model.config, layouts, seeds, seed=index
         )
+        template = 8 * template  # loud words, so that a lost tile shows even in random weights
         bound = Inputs(text, references, template, structure, tuple(latents.shape))
         time = time[:1].expand(len(layouts))  # streams of a call share it
         with torch.inference_mode():
