@@ -149,6 +149,7 @@ def test_ctrl_c_while_sampling_leaves_nothing(tiny, scenes, tmp_path):
         stderr=theirs,
         env=os.environ | {"TERM": "xterm", "COLUMNS": "200"},
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in background
     )
     os.close(theirs)
     shown, deadline, asked = b"", time.monotonic() + 90, False
