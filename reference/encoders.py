@@ -23,6 +23,7 @@ from lumosx_rt.reference.encoder_weights import (
     vae_from_wan,
 )
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.planar import planar
 from lumosx_rt.reference.text import clean_text
 
 if TYPE_CHECKING:
@@ -139,7 +140,8 @@ class VideoAutoencoder:
         """
         if images.dtype == torch.uint8:
             images = images.float() / 255 * 2 - 1
-        return self.encode(images[:, :, None])
+        with planar(self.model):
+            return self.encode(images[:, :, None])
 
     @torch.no_grad()
     def decode(self, latents: Tensor, tile: Tile | None = None) -> Tensor:

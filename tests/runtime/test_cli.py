@@ -140,12 +140,12 @@ def test_a_disk_that_fills_up_is_a_reason(
 
 
 @pytest.mark.parametrize("words", [["doctor"], ["inspect", "3x4x6+1+2.2", "--json"]])
-def test_a_reader_that_goes_away_is_no_traceback(words):
+def test_a_reader_that_goes_away_is_no_error(words):
     command = [sys.executable, "-m", "lumosx_rt", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
     told = process.stderr.read()
-    assert process.wait(60) == 1 and "Traceback" not in told and "Exception" not in told
+    assert process.wait(60) == 1 and "rror" not in told and "Exception" not in told
 
 
 # -- verify -------------------------------------------------------------------------------------
