@@ -1,4 +1,4 @@
-"""The command line: `lumosx-rt build | generate | verify | inspect | doctor`.
+"""The command line: `lumosx-rt build | generate | verify | bench | train | inspect | doctor`.
 
 Thin: each command checks its words, calls one function of the package, and shows what comes back.
 Nothing heavy is imported before a command runs.
@@ -238,6 +238,100 @@ def verify(
 
 
 @app.command()
+def bench(
+    model: Annotated[Path, typer.Argument(help="Engine folder, or a bundle (PyTorch reference).")],
+    suite: Annotated[str, typer.Option(help="binding, or vae-ceiling (no sampling).")] = "binding",
+    scene_list: Annotated[str, typer.Option("--list", help="full (200 scenes) or ci (12).")] = (
+        "full"
+    ),
+    scenes: Annotated[int | None, typer.Option(help="Only the first so many of the list.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder [out/bench-NAME-SUITE-LIST].")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Solver steps.")] = 12,
+    guidance: Annotated[float, typer.Option(help="Guidance scale; 1 is none.")] = 1.0,
+    shift: Annotated[float, typer.Option(help="Shift of the noise levels.")] = 3.0,
+    against: Annotated[
+        Path | None, typer.Option(help="scenes.jsonl of another run, for paired differences.")
+    ] = None,
+    components: Components = None,
+    provider: Provider = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make held-out scenes of the drawn world and see who wears what: rates with intervals.
+
+    A run that was stopped goes on with the same command.
+
+    Examples: `lumosx-rt bench engines/tiny --list ci`,
+    `lumosx-rt bench checkpoints/tiny --suite vae-ceiling`
+    """
+    _check_provider(provider)
+    with reasons("finished scenes are kept, the same command goes on from there"):
+        from lumosx_rt.bench.command import bench as run_bench
+        from lumosx_rt.bench.command import told
+        from lumosx_rt.bench.models import Sampling
+
+        with progress_bar() as bar:
+            task = bar.add_task("bench", total=None)
+
+            def progress(name: str, done: int, of: int) -> None:
+                bar.update(task, description=name, completed=done, total=of)
+
+            summary = run_bench(
+                model,
+                out or Path("out", f"bench-{model.resolve().name}-{suite}-{scene_list}"),
+                suite=suite,
+                scene_list=scene_list,
+                scenes=scenes,
+                sampling=Sampling(steps, shift, guidance),
+                against=against,
+                components=components,
+                provider=provider,  # type: ignore[arg-type]  # checked above
+                report=say,
+                progress=progress,
+            )
+        result(told(summary), summary, as_json)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="tiny (the drawn world's LumosX, from nothing), or FILE.py:NAME.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder of the run [out/train-RECIPE].")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda, for recipes of your own.")] = "cpu",
+    processes: Annotated[int, typer.Option(help="Workers that make latents.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Train a recipe; its bundle is OUT/bundle, its metrics are lines of JSON in OUT.
+
+    FILE.py is your own code and is run: its function NAME returns a `Recipe`
+    (lumosx_rt.reference.recipe). A run that was stopped goes on with the same command.
+
+    Examples: `lumosx-rt train tiny -o out/tiny`, `lumosx-rt train samples/recipe.py:two_phases`
+    """
+    with reasons("the last checkpoint is kept, the same command goes on from there"):
+        from lumosx_rt.training import train as run_training
+
+        folder = out or Path("out", "train-" + recipe.rpartition(":")[2])
+        with progress_bar() as bar:
+            tasks: dict[str, Any] = {}
+
+            def told(part: str, done: int, of: int, metrics: dict[str, float]) -> None:
+                if part not in tasks:
+                    tasks[part] = bar.add_task(part, total=of)
+                values = "".join(f"  {name} {value:.3g}" for name, value in metrics.items())
+                bar.update(tasks[part], description=part + values, completed=done)
+
+            bundle = run_training(
+                recipe, folder, device=device, processes=processes, report=say, told=told
+            )
+        result(str(bundle), {"bundle": str(bundle)}, as_json)
+
+
+@app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(help="Engine, scene, checkpoint, or a layout key.")],
     layout_png: Annotated[
@@ -283,9 +377,13 @@ def doctor(as_json: Json = False) -> None:
 def _load(engine: Path, components: Path | None, provider: str) -> Any:
     from lumosx_rt.engine import load
 
+    _check_provider(provider)
+    return load(engine, components=components, provider=provider)  # type: ignore[arg-type]
+
+
+def _check_provider(provider: str) -> None:
     if provider not in ("auto", "cpu", "cuda"):
         refuse(f"--provider: got '{provider}', accepted are auto, cpu, cuda", 2)
-    return load(engine, components=components, provider=provider)  # type: ignore[arg-type]
 
 
 def _size(

@@ -1,7 +1,7 @@
 """The training loop: flow matching on cached latents, killed and resumed without a trace.
 
     folder/state.safetensors   weights, averaged weights, optimizer; the recipe and the step in JSON
-    folder/metrics.jsonl       one line every `log_every` steps
+    folder/metrics.jsonl       a line for the first, every `log_every`th and the last step
     folder/cache/<source>/     latents, where none are given
 
 Batches and noise are functions of (seed, step), so a resumed run equals an uninterrupted one bit
@@ -124,7 +124,7 @@ def train(
                         left if done >= MEASURED_STEPS else None,
                     )
                     before = now
-                    metrics.add(told, last or run.step % recipe.log_every == 0)
+                    metrics.add(told, last or step == 0 or run.step % recipe.log_every == 0)
                     progress(told)
         return run.averaged()
 

@@ -22,10 +22,9 @@ from lumosx_rt.reference.binding import VideoSize
 from lumosx_rt.reference.checkpoint import load_transformer, save_bundle
 from lumosx_rt.reference.config import PRESETS
 from lumosx_rt.reference.encoders import load_text_encoder, load_vae
-from lumosx_rt.reference.latent_cache import prepare_caches
+from lumosx_rt.reference.pipeline import Told, make_bundle, silent
 from lumosx_rt.reference.planar import planar
 from lumosx_rt.reference.recipe import Recipe, Stage
-from lumosx_rt.reference.train import Progress, train
 from lumosx_rt.reference.world import draw
 from lumosx_rt.reference.world.autoencoder import Lesson, new_autoencoder, train_autoencoder
 from lumosx_rt.reference.world.captions import (
@@ -37,9 +36,6 @@ from lumosx_rt.reference.world.captions import (
 from lumosx_rt.reference.world.pictures import Pictures
 from lumosx_rt.reference.world.scenes import WorldSource
 from lumosx_rt.reference.world.story import story
-
-Told = Callable[[str, int, int, dict[str, float]], None]
-"""Progress: the part, steps done, steps in all, and what was measured."""
 
 CLIP = VideoSize(draw.FRAMES, draw.HEIGHT, draw.WIDTH)
 STILL = replace(CLIP, frames=1)
@@ -98,8 +94,8 @@ class Course:
     """Of the VAE."""
     phases: tuple[Phase, ...] = (
         Phase("one", {1: 800}, 1200, still=True),
-        Phase("two", {2: 1400}, 2500, still=True),
-        Phase("clips", {1: 700, 2: 1400, 3: 600}, 5000),
+        Phase("two", {2: 1400}, 1600, still=True, decay=0.0),
+        Phase("clips", {1: 700, 2: 1400, 3: 600}, 3400, streams=6),
     )
 
     def summary(self) -> str:
@@ -109,18 +105,26 @@ class Course:
         return ", ".join(f"{name} {steps:,} steps" for name, steps in parts)
 
     def run(
-        self, folder: Path, told: Told = lambda part, done, steps, metrics: None, processes: int = 2
+        self,
+        folder: Path,
+        *,
+        processes: int = 2,
+        report: Callable[[str], None] = lambda line: None,
+        told: Told = silent,
     ) -> Path:
         """Does what is not done yet; returns the finished bundle, folder/bundle.
 
-        processes: workers that make latents. Raises LumosXError as `train` does.
+        processes: workers that make latents. Raises LumosXError as `make_bundle` does.
         """
         if (folder / "bundle").exists():
             return folder / "bundle"
+        report(self.summary())
         components = self.components(folder, told)
         start: Path | None = None
         for phase in self.phases:
-            start = run_phase(phase, folder, components, start, told, processes)
+            recipe = phase.recipe(components, start)
+            options: Any = {"processes": processes, "report": report, "told": told}
+            start = make_bundle(recipe, folder / phase.name, folder / "latents", **options)
         assert start is not None
         text_encoder, vae = load_text_encoder(components, TEXT_LEN), load_vae(components)
         save_bundle(
@@ -183,37 +187,6 @@ def normalised(vae: Any) -> Any:
         latents_std=[float(f"{deviation:.4g}")] * len(mean),
     )
     return vae
-
-
-def run_phase(
-    phase: Phase,
-    folder: Path,
-    components: Path,
-    start_from: Path | None,
-    told: Told,
-    processes: int = 2,
-    **changes: Any,
-) -> Path:
-    """One phase of the transformer, and its averaged weights as a bundle: folder/<phase>/bundle.
-
-    changes: of the phase's recipe, such as an ablation.
-    """
-    bundle = folder / phase.name / "bundle"
-    if bundle.exists():
-        return bundle
-
-    def cached(source: str, done: int, total: int) -> None:
-        told(f"latents of {source}", done, total, {})
-
-    def trained(p: Progress) -> None:
-        told(phase.name, p.step + 1, p.steps, {"loss": p.loss_ema})
-
-    recipe = phase.recipe(components, start_from, **changes)
-    caches = prepare_caches(recipe, folder / "latents", progress=cached, processes=processes)
-    save_bundle(
-        bundle, transformer=train(recipe, folder / phase.name, caches=caches, progress=trained)
-    )
-    return bundle
 
 
 TINY = Course()

@@ -92,13 +92,23 @@ def test_people_without_what_they_should_have_miss_it():
     assert found["identity"] == 1 and found["missing"] == 1 and found["extra"] == 0
 
 
-def test_what_nobody_should_have_is_extra():
-    told = next(t for t in CROWDS if any(len(p.attributes) < 3 for p in t.people))
-    kinds = sum(3 - len(person.attributes) for person in told.people)
-    bare = tuple(replace(person, attributes=()) for person in told.people)
-    wanted = replace(told, people=bare)
-    found = judge(draw.frames_of(told), wanted)
-    assert sum(p.extra for p in found.people) == 3 * len(told.people) - kinds
+def test_what_leaks_to_somebody_who_has_none_is_extra():
+    told = story(3, 3, held_out=True)
+    worn = {a.look.kind: a for person in told.people for a in person.attributes}
+    everybody = tuple(
+        replace(
+            person,
+            attributes=(
+                *person.attributes,
+                *(a for kind, a in worn.items() if person.look(kind) is None),
+            ),
+        )
+        for person in told.people
+    )
+    seen = judge(draw.frames_of(replace(told, people=everybody)), told).people
+    wanted = [len(worn) - len(person.attributes) for person in told.people]
+    assert [person.extra for person in seen] == wanted and sum(wanted) > 0
+    assert all(a.seen == "bound" for person in seen for a in person.attributes)
 
 
 def test_a_stranger_is_no_other_of_the_scene():

@@ -1,0 +1,106 @@
+"""The benchmark as a whole: a list run, its summary, its page."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lumosx_rt import __version__
+from lumosx_rt.backends.onnxruntime import Provider
+from lumosx_rt.bench.models import Sampling, sampled, vae_alone
+from lumosx_rt.bench.page import draw_page
+from lumosx_rt.bench.suite import (
+    RUN_FILE,
+    Progress,
+    identity_of,
+    read_identity,
+    read_results,
+    run_suite,
+)
+from lumosx_rt.bench.table import as_text, compare, summarise
+from lumosx_rt.files import replacing, write_atomically
+from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.world.scene_lists import BINDING, BINDING_CI
+
+SUITES = ("binding", "vae-ceiling")
+LISTS = {"full": BINDING, "ci": BINDING_CI}
+SUMMARY_FILE, PAGE_FILE = "summary.json", "page.png"
+
+
+def bench(
+    path: Path,
+    folder: Path,
+    *,
+    suite: str = "binding",
+    scene_list: str = "full",
+    scenes: int | None = None,
+    sampling: Sampling | None = None,
+    against: Path | None = None,
+    components: Path | None = None,
+    provider: Provider = "auto",
+    report: Callable[[str], None] = lambda line: None,
+    progress: Progress = lambda name, done, of: None,
+) -> dict[str, Any]:
+    """Runs a suite on an engine directory or a bundle; returns the summary.
+
+    folder: where results are kept, and found again by the same command. scenes: only the first so
+    many of the list. against: scenes.jsonl of another run, for paired differences.
+    Raises LumosXError for whatever does not fit, before anything slow where it can.
+    """
+    if suite not in SUITES:
+        raise LumosXError(f"suite: got '{suite}', accepted are {', '.join(SUITES)}")
+    if scene_list not in LISTS:
+        raise LumosXError(f"list: got '{scene_list}', accepted are {', '.join(LISTS)}")
+    chosen = LISTS[scene_list]
+    most = len(chosen.members)
+    if scenes is not None and not 1 <= scenes <= most:
+        raise LumosXError(f"scenes: got {scenes}, '{chosen.name}' has 1 to {most}")
+    others = None
+    if against is not None:
+        others = read_results(against)
+        if not others:
+            raise LumosXError(f"{against}: no results here; give the scenes.jsonl of another run")
+    report(f"loading {path}")
+    maker = (
+        vae_alone(path, components)
+        if suite == "vae-ceiling"
+        else sampled(path, sampling or Sampling(), components, provider)
+    )
+    identity = identity_of(suite, chosen, maker.identity | {"lumosx_rt": __version__})
+    if against is not None:
+        _check_comparable(identity, against)
+    stories = chosen.stories[:scenes]
+    results = run_suite(maker.make_clip, stories, folder, identity, progress)
+    summary = {"suite": suite, "list": chosen.name, "folder": str(folder)} | summarise(results)
+    if others is not None:
+        summary["against"] = {"run": str(against)} | compare(results, others)
+    write_atomically(folder / SUMMARY_FILE, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    with replacing(folder / PAGE_FILE) as temporary:
+        draw_page(results, stories, folder).save(temporary, format="PNG")
+    return summary
+
+
+def told(summary: dict[str, Any]) -> str:
+    """A summary for people."""
+    lines = [
+        f"{summary['list']}, {summary['suite']}: {summary['scenes']} scenes, "
+        f"{summary['seconds_per_scene']} s each; rates with 95 % intervals",
+        as_text(summary),
+    ]
+    if "against" in summary:
+        other = summary["against"]
+        lines += [
+            "",
+            f"differences from {other['run']} on {other['scenes']} common scenes (paired)",
+            as_text(other, signed=True),
+        ]
+    return "\n".join([*lines, "", f"{summary['folder']}/{PAGE_FILE}"])
+
+
+def _check_comparable(identity: dict[str, Any], against: Path) -> None:
+    """Raises LumosXError where the other run was drawn or judged by other code."""
+    file = against.parent / RUN_FILE
+    if file.is_file() and read_identity(file).get("world") != identity["world"]:
+        raise LumosXError(
+            f"{against}: judged by another version of the drawn world; run it again in a new folder"
+        )
