@@ -32,7 +32,7 @@ from lumosx_rt.manifest import (
 from lumosx_rt.parity import FORWARD_GATES, forward_parity
 from lumosx_rt.reference.bundle import find_bundle
 from lumosx_rt.reference.checkpoint import save_bundle
-from lumosx_rt.reference.config import PRESETS, LumosXConfig
+from lumosx_rt.reference.config import LumosXConfig
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.model import LumosX
 from lumosx_rt.report import write_report
@@ -43,12 +43,6 @@ BACKENDS = ("auto", "onnxruntime")
 MAX_REFERENCES = 16
 STAGES = "stages.json"
 Report = Callable[[str], None]
-
-# What `generate` uses where nothing is said: the released settings, and small ones for `tiny`.
-RELEASED_DEFAULTS = {
-    "frames": 81, "height": 480, "width": 832, "fps": 16, "steps": 50, "shift": 8.0, "guidance": 6.0
-}  # fmt: skip
-TINY_DEFAULTS = RELEASED_DEFAULTS | {"frames": 17, "height": 128, "width": 288, "steps": 20}
 
 
 def build(
@@ -101,6 +95,7 @@ def build(
         "opset": opset,
         "max_references": max_references,
         "self_contained": self_contained,
+        "defaults": source.defaults,
         "versions": versions,
     }
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
@@ -126,7 +121,7 @@ def build(
             "references": [0, max_references],
             "members": [1, max_references],
         },
-        defaults=TINY_DEFAULTS if _is_tiny(model.config) else RELEASED_DEFAULTS,
+        defaults=source.defaults,
         components=components,
     )
     report("checking the engine against the reference")
@@ -214,10 +209,6 @@ def _why_not_up_to_date(out: Path, key: str) -> str | None:
     return None if same else f"{out} is an engine built from other inputs"
 
 
-def _is_tiny(config: LumosXConfig) -> bool:
-    return config.dim <= PRESETS["tiny"].dim
-
-
 def _run_stages(
     partial: Path,
     key: str,
@@ -275,7 +266,7 @@ def _finish(
 def _copy_components(partial: Path, source: Source, self_contained: bool, report: Report) -> None:
     target = partial / "components"
     if isinstance(source, RandomSource):
-        if not _is_tiny(PRESETS[source.preset]):
+        if source.preset != "tiny":
             report("components: none; random weights of this size come without encoders")
             return
         from lumosx_rt.reference.tiny import random_components

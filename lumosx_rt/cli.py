@@ -240,10 +240,10 @@ def verify(
 @app.command()
 def bench(
     model: Annotated[Path, typer.Argument(help="Engine folder, or a bundle (PyTorch reference).")],
-    suite: Annotated[str, typer.Option(help="binding, or vae-ceiling (no sampling).")] = "binding",
-    scene_list: Annotated[str, typer.Option("--list", help="full (200 scenes) or ci (12).")] = (
-        "full"
-    ),
+    suite: Annotated[str, typer.Option(help="binding, stills or vae-ceiling.")] = "binding",
+    scene_list: Annotated[
+        str, typer.Option("--list", help="full (200), ci (12) or four (people).")
+    ] = ("full"),
     scenes: Annotated[int | None, typer.Option(help="Only the first so many of the list.")] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder [out/bench-NAME-SUITE-LIST].")

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from lumosx_rt.defaults import default_problems
 from lumosx_rt.files import write_atomically
 from lumosx_rt.reference.config import LumosXConfig
 from lumosx_rt.reference.errors import LumosXError, listing
@@ -26,10 +27,6 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 REPORTS = ("report.json", "report.md")
 PRECISIONS = ("fp32", "fp16")
-DEFAULTS = {
-    "frames": int, "height": int, "width": int, "fps": int,
-    "steps": int, "shift": float, "guidance": float,
-}  # fmt: skip
 LAYOUTS = ("frames", "height", "width", "seeds", "references", "members")
 _MAX_MANIFEST_BYTES = 4 << 20
 _FORBIDDEN_SUFFIXES = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".py", ".so"}
@@ -131,10 +128,7 @@ def _table_problems(raw: dict[str, Any]) -> list[str]:
         problems.append(
             f"`precision` is {raw['precision']!r}, accepted are {', '.join(PRECISIONS)}"
         )
-    for name, kind in DEFAULTS.items():
-        value = raw["defaults"].get(name)
-        if type(value) not in ((int,) if kind is int else (int, float)) or not value > 0:
-            problems.append(f"`defaults`: {name!r} must be a positive {kind.__name__}")
+    problems += [f"`defaults`: {problem}" for problem in default_problems(raw["defaults"])]
     problems += [
         f"`layouts`: {axis!r} must be [least, most], got {limits!r}"
         for axis, limits in ({axis: None for axis in LAYOUTS} | raw["layouts"]).items()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lumosx_rt import cache
+from lumosx_rt.defaults import RELEASED, SMALL, read_defaults
 from lumosx_rt.manifest import Manifest
 from lumosx_rt.reference.bundle import COMPONENTS, Bundle, find_bundle
 from lumosx_rt.reference.checkpoint import load_transformer
@@ -41,6 +42,11 @@ class CheckpointSource:
             "sha256": self.hashes["transformer"],
         }
 
+    @cached_property
+    def defaults(self) -> dict[str, Any]:
+        """Size and sampling where a request is silent."""
+        return read_defaults(self.bundle.root)
+
     def load(self) -> LumosX:
         return load_transformer(self.bundle, config=self.config)
 
@@ -65,6 +71,11 @@ class RandomSource:
             "seed": self.seed,
             "sha256": self._digest,
         }
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Size and sampling where a request is silent."""
+        return SMALL if self.preset == "tiny" else RELEASED
 
     def load(self) -> LumosX:
         model = random_transformer(PRESETS[self.preset], self.seed)

@@ -90,13 +90,17 @@ def save_bundle(
     vae: "AutoencoderKLWan | None" = None,
     text_encoder: "UMT5EncoderModel | None" = None,
     tokenizer: Any = None,
+    defaults: dict[str, Any] | None = None,
+    half: bool = False,
     released: bool = False,
 ) -> None:
     """Writes a bundle: diffusers-style folders in safetensors, or the released layout (SPEC 10).
 
     diffusers' own classes open the folders; `transformer/config.json` has two entries more, the
-    text length and the MCAM strength. The folder appears under its name when it is complete.
-    Raises LumosXError if the path is taken, or the disk is too small.
+    text length and the MCAM strength. defaults: sizes and sampling for requests that say nothing,
+    kept in defaults.json. half: matrices of transformer and VAE are stored in float16 (diffusers
+    layout only). The folder appears under its name when it is complete.
+    Raises LumosXError if the path is taken, the disk is too small, or a number too large for half.
     """
     path = Path(path)
     if path.exists() and (path.is_file() or any(path.iterdir())):
@@ -110,8 +114,12 @@ def save_bundle(
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as made:
         folder = Path(made) / "bundle"
         folder.mkdir()
-        write = _write_released if released else _write_diffusers
-        write(folder, transformer, vae, text_encoder, tokenizer)
+        if released:
+            _write_released(folder, transformer, vae, text_encoder, tokenizer)
+        else:
+            _write_diffusers(folder, transformer, vae, text_encoder, tokenizer, half)
+        if defaults is not None:
+            _write_json(folder / "defaults.json", defaults)
         os.replace(folder, path)
 
 
@@ -123,18 +131,24 @@ def _transformer_state(part: Component) -> State:
 
 
 def _write_diffusers(
-    folder: Path, transformer: LumosX | None, vae: Any, text_encoder: Any, tokenizer: Any
+    folder: Path,
+    transformer: LumosX | None,
+    vae: Any,
+    text_encoder: Any,
+    tokenizer: Any,
+    half: bool,
 ) -> None:
+    stored = _halved if half else dict[str, Tensor]
     index: dict[str, Any] = {"_class_name": "WanPipeline"}
     if transformer is not None:
         state = transformer.state_dict().items()
         tensors = {keymaps.transformer_to_diffusers(name): tensor for name, tensor in state}
         part = folder / "transformer" / "diffusion_pytorch_model.safetensors"
-        _write_model(part, tensors, _diffusers_config(transformer.config))
+        _write_model(part, stored(tensors), _diffusers_config(transformer.config))
         index["transformer"] = ["diffusers", "WanTransformer3DModel"]
     if vae is not None:
         part = folder / "vae" / "diffusion_pytorch_model.safetensors"
-        _write_model(part, vae.state_dict(), json.loads(vae.to_json_string()))
+        _write_model(part, stored(vae.state_dict()), json.loads(vae.to_json_string()))
         index["vae"] = ["diffusers", "AutoencoderKLWan"]
     if text_encoder is not None:
         kind: dict[str, Any] = {"architectures": ["UMT5EncoderModel"]}
@@ -154,6 +168,17 @@ def _write_model(weights: Path, tensors: dict[str, Tensor], config: dict[str, An
     plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(plain, weights, metadata={"format": "pt"})
     _write_json(weights.parent / "config.json", config)
+
+
+def _halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices and kernels in float16, the rest as it is."""
+    found = {
+        k: t.half() if t.dim() > 1 and t.is_floating_point() else t for k, t in tensors.items()
+    }
+    for name, tensor in found.items():
+        if not torch.isfinite(tensor).all():
+            raise LumosXError(f"{name} holds numbers too large for half precision; store it whole")
+    return found
 
 
 def _untied(text_encoder: Any) -> dict[str, Tensor]:

@@ -101,6 +101,7 @@ def tiny_engine(tiny):
 @pytest.fixture(scope="session")
 def micro_bundle(surroundings, shared):
     """A checkpoint in diffusers folders, of all four parts."""
+    from lumosx_rt.defaults import SMALL
     from lumosx_rt.reference.checkpoint import save_bundle
     from lumosx_rt.reference.config import LumosXConfig
     from lumosx_rt.reference.tiny import random_components
@@ -117,6 +118,7 @@ def micro_bundle(surroundings, shared):
                 vae=vae,
                 text_encoder=text_encoder,
                 tokenizer=tokenizer,
+                defaults=SMALL,
             )
     return folder
 

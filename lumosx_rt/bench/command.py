@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from lumosx_rt.bench.suite import (
 from lumosx_rt.bench.table import as_text, compare, summarise
 from lumosx_rt.files import replacing, write_atomically
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.world.scene_lists import BINDING, BINDING_CI
+from lumosx_rt.reference.world.scene_lists import BINDING, BINDING_CI, FOUR
 
-SUITES = ("binding", "vae-ceiling")
-LISTS = {"full": BINDING, "ci": BINDING_CI}
+SUITES = ("binding", "stills", "vae-ceiling")
+LISTS = {"full": BINDING, "ci": BINDING_CI, "four": FOUR}
 SUMMARY_FILE, PAGE_FILE = "summary.json", "page.png"
 
 
@@ -51,6 +52,9 @@ def bench(
         raise LumosXError(f"suite: got '{suite}', accepted are {', '.join(SUITES)}")
     if scene_list not in LISTS:
         raise LumosXError(f"list: got '{scene_list}', accepted are {', '.join(LISTS)}")
+    sampling = sampling or Sampling()
+    if suite == "stills":
+        sampling = replace(sampling, frames=1)
     chosen = LISTS[scene_list]
     most = len(chosen.members)
     if scenes is not None and not 1 <= scenes <= most:
@@ -64,7 +68,7 @@ def bench(
     maker = (
         vae_alone(path, components)
         if suite == "vae-ceiling"
-        else sampled(path, sampling or Sampling(), components, provider)
+        else sampled(path, sampling, components, provider)
     )
     identity = identity_of(suite, chosen, maker.identity | {"lumosx_rt": __version__})
     if against is not None:

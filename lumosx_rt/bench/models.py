@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lumosx_rt.backends.eager import EagerBackend
 from lumosx_rt.backends.onnxruntime import Provider
-from lumosx_rt.builder import MAX_REFERENCES, TINY_DEFAULTS
+from lumosx_rt.builder import MAX_REFERENCES
 from lumosx_rt.engine import Engine, load
 from lumosx_rt.export.graph import LIMITS
 from lumosx_rt.manifest import MANIFEST, Manifest, read_manifest
@@ -25,7 +25,6 @@ from lumosx_rt.reference.world.scenes import scene_of
 from lumosx_rt.reference.world.story import Story
 from lumosx_rt.source import ENCODERS, CheckpointSource, encoders_of
 
-SIZE = VideoSize(draw.FRAMES, draw.HEIGHT, draw.WIDTH)
 MakeClip = Callable[[Story], NDArray[np.uint8]]
 """A story's clip: uint8 [frames, height, width, 3]."""
 
@@ -37,6 +36,7 @@ class Sampling:
     steps: int = 12
     shift: float = 3.0
     guidance: float = 1.0
+    frames: int = draw.FRAMES
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,14 @@ def by_engine(engine: Engine, sampling: Sampling) -> MakeClip:
     """Clips as an engine samples them; a flat one is kept, to be judged as it is."""
 
     def make_clip(told: Story) -> NDArray[np.uint8]:
-        request = engine.prepare(scene_of(told), size=SIZE, seeds=(told.seed,), **asdict(sampling))
+        request = engine.prepare(
+            scene_of(told),
+            size=VideoSize(sampling.frames, draw.HEIGHT, draw.WIDTH),
+            seeds=(told.seed,),
+            steps=sampling.steps,
+            shift=sampling.shift,
+            guidance=sampling.guidance,
+        )
         *_, last = engine.sample(request)
         return engine.vae.decode_frames_uint8(last.latents[0])
 
@@ -125,7 +132,7 @@ def reference_engine(path: Path, components: Path | None = None) -> Engine:
             "references": [0, MAX_REFERENCES],
             "members": [1, MAX_REFERENCES],
         },
-        defaults=TINY_DEFAULTS,
+        defaults=source.defaults,
         components=parts,
     )
     return Engine(path, manifest, EagerBackend(model), components or path)

@@ -28,7 +28,6 @@ from lumosx_rt.reference.world.scenes import scene_of
 from lumosx_rt.reference.world.story import Story
 
 SHOWN = 12  # scenes on a page
-FRAMES = (0, draw.FRAMES // 2, draw.FRAMES - 1)
 ZOOM = 2
 RIGHT, WRONG, NEUTRAL = "#2e7d32", ALARM, "#64748b"
 Mark = tuple[str, str]
@@ -79,7 +78,7 @@ def _scene(told: Story, result: Result, clip: NDArray[np.uint8]) -> Image.Image:
     target = draw.frames_of(told)
     clips = [
         _stack([_line(title, 14, FAINT), _film(frames)], 3)
-        for title, frames in (("target", target), ("generated", clip))
+        for title, frames in (("target", target[: len(clip)]), ("generated", clip))
     ]
     body = _beside([_references(told), _stack(clips, 8), _marks(told, result.seen)], MARGIN)
     title = f"{told.name}: {told.caption}"
@@ -87,11 +86,11 @@ def _scene(told: Story, result: Result, clip: NDArray[np.uint8]) -> Image.Image:
 
 
 def _film(frames: NDArray[np.uint8]) -> Image.Image:
-    """The first, the middle and the last frame."""
+    """The first, the middle and the last frame, of a single one it alone."""
     size = draw.WIDTH * ZOOM, draw.HEIGHT * ZOOM
-    return _beside(
-        [Image.fromarray(frames[i]).resize(size, Image.Resampling.NEAREST) for i in FRAMES], 6
-    )
+    shown = sorted({0, len(frames) // 2, len(frames) - 1})
+    pictures = [Image.fromarray(frames[i]).resize(size, Image.Resampling.NEAREST) for i in shown]
+    return _beside(pictures, 6)
 
 
 def _references(told: Story) -> Image.Image:

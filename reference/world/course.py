@@ -34,11 +34,15 @@ from lumosx_rt.reference.world.captions import (
     train_tokenizer,
 )
 from lumosx_rt.reference.world.pictures import Pictures
-from lumosx_rt.reference.world.scenes import WorldSource
+from lumosx_rt.reference.world.scenes import FPS, WorldSource
 from lumosx_rt.reference.world.story import story
 
 CLIP = VideoSize(draw.FRAMES, draw.HEIGHT, draw.WIDTH)
 STILL = replace(CLIP, frames=1)
+DEFAULTS = {
+    "frames": draw.FRAMES, "height": draw.HEIGHT, "width": draw.WIDTH, "fps": FPS,
+    "steps": 12, "shift": 3.0, "guidance": 1.0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,8 @@ class Course:
             text_encoder=text_encoder.model,
             tokenizer=text_encoder.tokenizer,
             vae=vae.model,
+            defaults=DEFAULTS,
+            half=True,
         )
         return folder / "bundle"
 

@@ -108,13 +108,17 @@ class Seen:
 def judge(frames: NDArray[np.uint8], told: Story) -> Seen:
     """Looks at a clip, uint8 [frames, height, width, 3], for what a story shows.
 
-    Raises LumosXError for a clip of another size than the story's.
+    A single frame is a story's first one, in which nobody is seen to move. Raises LumosXError for
+    a clip of another size than the story's.
     """
     target = draw.frames_of(told)
+    if len(frames) == 1:
+        target = target[:1]
     if frames.shape != target.shape or frames.dtype != np.uint8:
         raise LumosXError(
             f"judge: a clip of the drawn world is uint8 {list(target.shape)}, got {frames.dtype} "
-            f"{list(frames.shape)}; generate it with 9 frames of 64 x 144 pixels"
+            f"{list(frames.shape)}; generate it with {draw.FRAMES} frames, or one, of "
+            f"{draw.HEIGHT} x {draw.WIDTH} pixels"
         )
     clip = frames.astype(np.float32) / np.float32(255)
     people = tuple(_person(clip, told, person) for person in told.people)
@@ -153,9 +157,8 @@ def _person(clip: Pixels, told: Story, place: Person) -> PersonSeen:
             extra += seen != "missing"
         else:
             attributes.append(AttributeSeen(kind, seen))
-    return PersonSeen(
-        face_seen, motion, who.motion != "still", motion == who.motion, tuple(attributes), extra
-    )
+    moved = who.motion != "still" and len(clip) > 1
+    return PersonSeen(face_seen, motion, moved, motion == who.motion, tuple(attributes), extra)
 
 
 def _look(
@@ -190,7 +193,7 @@ def _found(
     heads = np.stack([_bare(face)[_HEAD] for face in faces])
     best, found = np.inf, (MOTIONS[0], 0, 0)
     for motion in MOTIONS:
-        steps = [draw.offset(motion, int(frame), len(clip)) for frame in times]
+        steps = [draw.offset(motion, int(frame)) for frame in times]
         boxes = np.array([[(x + dx, y + dy) for x, y in steps] for dx, dy in shifts])
         seen, behind = _heads_seen(clip, scenery, place.centre, boxes, times)
         for error, (across, down) in zip(_errors(seen, behind, heads), shifts, strict=True):
@@ -249,10 +252,10 @@ class _View:
         down: int,
     ) -> None:
         scenery = draw.scenery_of(told)
-        half, count = draw.SPRITE // 2, len(clip)
+        half = draw.SPRITE // 2
         seen, behind = [], []
-        for frame in range(count):
-            x, y = draw.offset(motion, frame, count)
+        for frame in range(len(clip)):
+            x, y = draw.offset(motion, frame)
             box = (place.centre + x + across - half, y + down)
             seen.append(_window(clip[frame], *box))
             behind.append(_window(scenery, *box))

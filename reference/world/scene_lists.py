@@ -67,6 +67,8 @@ BINDING = SceneList(
     "binding-v1", True, {1: range(88), 2: range(92), 3: (*range(14), *range(15, 21))}
 )
 BINDING_CI = SceneList("binding-ci-v1", True, {1: range(5), 2: range(5), 3: range(2)})
+FOUR = SceneList("four-people-v1", True, {4: range(20)})
+"""More people than training ever shows."""
 CALIBRATION = SceneList(
     "calibration-v1", False, {1: range(6000, 6020), 2: range(6000, 6030), 3: range(6000, 6014)}
 )

@@ -10,6 +10,7 @@ from PIL import Image
 
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.scene import Reference, Scene, Subject
+from lumosx_rt.reference.world.scene_lists import BINDING
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 
@@ -148,6 +149,14 @@ def test_scenes_that_cannot_be():
 # -- the samples, and what a scene costs to import ----------------------------------------------
 
 
+def test_drawn_samples_are_held_out_of_training_and_benchmark():
+    for path in sorted((SAMPLES / "drawn").iterdir()):
+        scene = Scene.load(path)
+        assert scene.problems()[0] == [] and scene.name.startswith("held-out")
+        assert scene.name not in {told.name for told in BINDING.stories}
+        assert (path / "video.mp4").is_file()
+
+
 @pytest.mark.parametrize(
     ("name", "lone", "sizes"),
     [
@@ -168,9 +177,11 @@ def test_samples_are_scenes_without_a_fault(name, lone, sizes):
     assert (ink > 0.04).all(), ink
 
 
-def test_samples_are_what_their_program_draws(tmp_path):
+def test_samples_are_what_their_programs_draw(tmp_path):
     subprocess.run([sys.executable, SAMPLES / "draw.py", tmp_path], check=True)
-    drawn = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    subprocess.run([sys.executable, SAMPLES / "drawn.py", tmp_path / "drawn"], check=True)
+    drawn = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.suffix != ".mp4")
+    drawn = [path for path in drawn if path.suffix]
     kept = [p.relative_to(SAMPLES) for p in SAMPLES.rglob("*") if p.suffix in (".png", ".txt")]
     assert drawn == sorted(kept)
     for path in drawn:

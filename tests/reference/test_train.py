@@ -205,7 +205,7 @@ def test_what_is_told(caches, tmp_path: Path) -> None:
         smoothed = 0.98 * smoothed + 0.02 * line.loss
         assert line.loss_ema == pytest.approx(smoothed)
     lines = lines_of(tmp_path)
-    assert [line["step"] for line in lines] == [2, 5, 6]
+    assert [line["step"] for line in lines] == [0, 2, 5, 6]
     batch = batch_at(recipe, recipe.stages[1], caches["two"], 6)
     last = lines[-1]
     assert last["tokens_per_second"] * last["seconds"] == pytest.approx(batch.tokens)

@@ -227,7 +227,7 @@ def test_the_command_runs_a_suite_and_finds_it_again(run, micro_bundle, tmp_path
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"suite": "beauty"}, "binding, vae-ceiling"),
+        ({"suite": "beauty"}, "binding, stills, vae-ceiling"),
         ({"scene_list": "long"}, "full, ci"),
         ({"scenes": 0}, "1 to 200"),
         ({"scenes": 13, "scene_list": "ci"}, "1 to 12"),

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import lumosx_rt as rt
 from lumosx_rt.cli import app
 
-COMMANDS = ("build", "generate", "verify", "inspect", "doctor")
+COMMANDS = ("build", "generate", "verify", "bench", "train", "inspect", "doctor")
 SMALL = ["--frames", "5", "--height", "32", "--width", "48", "--steps", "2", "--provider", "cpu"]
 
 

@@ -6,13 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from lumosx_rt.reference.world.scene_lists import BINDING, BINDING_CI, CALIBRATION, TRAINING_SEEDS
+from lumosx_rt.reference.world.scene_lists import (
+    BINDING,
+    BINDING_CI,
+    CALIBRATION,
+    FOUR,
+    TRAINING_SEEDS,
+)
 from lumosx_rt.reference.world.story import story
 
 ROOT = Path(__file__).parents[3]
 PUBLISHED = {
     "benchmarks/scenes/binding-v1.json": BINDING,
     "benchmarks/scenes/binding-ci-v1.json": BINDING_CI,
+    "benchmarks/scenes/four-people-v1.json": FOUR,
     "calibration/scenes/world-v1.json": CALIBRATION,
 }
 
@@ -26,6 +33,7 @@ def faces(stories):
     [
         (BINDING, {1: 88, 2: 92, 3: 20}),
         (BINDING_CI, {1: 5, 2: 5, 3: 2}),
+        (FOUR, {4: 20}),
         (CALIBRATION, {1: 20, 2: 30, 3: 14}),
     ],
     ids=lambda value: getattr(value, "name", None),
@@ -45,7 +53,7 @@ def test_ci_is_part_of_the_whole():
 
 
 def test_no_face_occurs_twice_nor_in_training():
-    listed = faces(BINDING.stories) + faces(CALIBRATION.stories)
+    listed = faces([*BINDING.stories, *FOUR.stories, *CALIBRATION.stories])
     assert len(set(listed)) == len(listed)
     last = TRAINING_SEEDS.stop
     seeds = [*range(0, last, 23), *range(last - 20, last)]

@@ -1,0 +1,168 @@
+"""Which mechanism of LumosX carries how much of the binding, in the drawn world.
+
+    python benchmarks/ablation.py out/tiny -o benchmarks/results/ablation.json
+
+From the transformer after its first phase (single people; `lumosx-rt train tiny` leaves it in
+out/tiny/one), every variant is trained on the same stills of pairs for the same number of steps,
+and judged on the held-out scenes of two people, as stills. Variants are trained in turn and found
+again if they are finished; several copies may run at once with different --variants.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lumosx_rt.backends.eager import EagerBackend
+from lumosx_rt.bench.models import MakeClip
+from lumosx_rt.bench.suite import Result, identity_of, run_suite
+from lumosx_rt.bench.table import compare, summarise
+from lumosx_rt.files import write_atomically
+from lumosx_rt.reference.binding import bind
+from lumosx_rt.reference.checkpoint import load_transformer
+from lumosx_rt.reference.encoders import load_text_encoder, load_vae
+from lumosx_rt.reference.pipeline import make_bundle
+from lumosx_rt.reference.world.captions import TEXT_LEN
+from lumosx_rt.reference.world.course import STILL, TINY, Phase
+from lumosx_rt.reference.world.scene_lists import BINDING
+from lumosx_rt.reference.world.scenes import scene_of
+from lumosx_rt.reference.world.story import Story
+from lumosx_rt.runtime import Request, denoise
+
+STEPS, SHIFT = 12, 3.0
+PAIRS = Phase("pairs", {2: 1400}, 1200, still=True, streams=8, seeds=2)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is switched off, in training and in sampling alike."""
+
+    positions: bool = True
+    visibility: bool = True
+    words: bool = True
+    relations: str = "full"
+    ratio: float = 0.5
+    changes: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        changes = {
+            "relational_positions": self.positions,
+            "relational_visibility": self.visibility,
+            "words": self.words,
+            "relations": self.relations,
+        }
+        object.__setattr__(self, "changes", changes)
+
+
+VARIANTS = {
+    "full": Variant(),
+    "no relational positions": Variant(positions=False),
+    "no relational visibility": Variant(visibility=False),
+    "no words": Variant(words=False),
+    "none": Variant(words=False, relations="lone"),
+    "none, interleaved": Variant(words=False, relations="lone-interleaved"),
+    "ratio 0.1": Variant(ratio=0.1),
+    "ratio 1.0": Variant(ratio=1.0),
+}
+
+
+def request_of(request: Request, variant: Variant) -> Request:
+    """A request as a variant was trained: its layout, and the order of its references."""
+    layout, binding = request.layout, request.binding
+    order = list(range(layout.references))
+    if variant.relations == "lone-interleaved":
+        edges = np.cumsum([layout.lone, *layout.subjects]).tolist()
+        groups = [range(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        ranks = (r for rank in zip_longest(*groups) for r in rank if r is not None)
+        order = [*range(layout.lone), *ranks]
+    if variant.relations != "full":
+        layout = replace(layout, lone=layout.references, subjects=())
+    layout = replace(
+        layout,
+        relational_positions=variant.positions,
+        relational_visibility=variant.visibility,
+    )
+    binding = replace(
+        binding,
+        template=binding.template[order] * float(variant.words),
+        references=binding.references[order],
+    )
+    return replace(request, layout=layout, binding=binding)
+
+
+def maker(components: Path, weights: Path, variant: Variant) -> MakeClip:
+    text_encoder, vae = load_text_encoder(components, TEXT_LEN), load_vae(components)
+    model = load_transformer(weights)
+    backend = EagerBackend(model)
+
+    def make_clip(told: Story) -> NDArray[np.uint8]:
+        layout, binding = bind(scene_of(told), STILL, text_encoder, vae)
+        plain = Request(told.name, STILL, layout, binding, (told.seed,), STEPS, SHIFT, 1.0)
+        *_, last = denoise(backend, request_of(plain, variant), model.config.head_dim)
+        return vae.decode_frames_uint8(last.latents)
+
+    return make_clip
+
+
+def run(course: Path, folder: Path, name: str, tell: Callable[[str], None]) -> list[Result]:
+    """Trains and judges one variant, or finds it again."""
+    variant = VARIANTS[name]
+    place = folder / name.replace(" ", "-").replace(",", "")
+    plain = PAIRS.recipe(course / "components", course / "one" / "bundle", **variant.changes)
+    recipe = replace(plain, model=replace(plain.model, mcam_ratio=variant.ratio))
+
+    def told(part: str, done: int, steps: int, metrics: dict[str, float]) -> None:
+        if done % 100 == 0 or done == steps:
+            tell(f"{name}: {part} {done} of {steps} {metrics}")
+
+    bundle = make_bundle(recipe, place, folder / "latents", report=tell, told=told)
+    stories = [told for told in BINDING.stories if len(told.people) == 2]
+    what = {"variant": name, "recipe": recipe.describe()}
+    identity = identity_of("ablation", BINDING, json.loads(json.dumps(what)))
+    return run_suite(
+        maker(course / "components", bundle, variant),
+        stories,
+        place / "judged",
+        identity,
+        lambda scene, done, of: told("scenes", done, of, {}),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("course", type=Path, help="folder of `lumosx-rt train tiny`")
+    parser.add_argument("-o", "--out", type=Path, default=Path("out/ablation.json"))
+    parser.add_argument("--folder", type=Path, help="of the variants' runs [COURSE/ablation]")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    given = parser.parse_args(arguments)
+    folder = given.folder or given.course / "ablation"
+    assert TINY.phases[0].name == "one"
+    results = {
+        name: run(given.course, folder, name, lambda line: print(line, flush=True))
+        for name in given.variants
+    }
+    record: dict[str, Any] = {
+        "what": "the drawn world, held-out stills of two people",
+        "training": {"steps": PAIRS.steps, "streams": PAIRS.streams, "seeds": PAIRS.seeds},
+        "torch": torch.__version__,
+        "variants": {name: summarise(found) for name, found in results.items()},
+    }
+    if "full" in results:
+        record["full minus"] = {
+            name: compare(results["full"], found)
+            for name, found in results.items()
+            if name != "full"
+        }
+    write_atomically(given.out, json.dumps(record, indent=2, allow_nan=False) + "\n")
+    print(given.out)
+
+
+if __name__ == "__main__":
+    main()
