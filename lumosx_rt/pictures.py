@@ -4,20 +4,35 @@ Drawn with Pillow alone, from parts that are stacked, so that no text can run in
 """
 
 import re
-import unicodedata
 from collections.abc import Sequence
-from functools import cache
 from itertools import accumulate, cycle, islice
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.layout import SceneLayout
+from lumosx_rt.typesetting import (
+    ALARM,
+    FAINT,
+    INK,
+    MARGIN,
+    PAPER,
+    beside,
+    centred,
+    drawable,
+    font_of,
+    framed,
+    grid,
+    paragraph,
+    shortened,
+    stack,
+    text_line,
+    text_width,
+    wrapped,
+)
 
-MARGIN = 24
-INK, FAINT, PAPER, ALARM = "#20242c", "#6b7280", "#ffffff", "#c62828"
 HIDDEN = "#eceef1"  # who does not see whom
 VIDEO = "#64748b"
 LEAST_BLOCK = 17  # pixels, room for a line of text
@@ -49,21 +64,21 @@ def contact_sheet(
         )
     if columns < 1:
         raise LumosXError(f"contact sheet: columns must be at least 1, got {columns}")
-    beside = -(-len(references) // 4)  # columns of references, four to a column
+    held = -(-len(references) // 4)  # columns of references, four to a column
     rows = max(2, min(4, len(references)))
     shown = _evenly(len(frames), columns * rows)
     size = _cell_size(*frames.shape[1:3])
     parts = []
     if references:
-        cells = [_cell(picture, _drawable(word), size) for word, picture in references]
-        parts.append(_stack([_line("references", 15, FAINT), _grid(cells, beside)], 6))
+        cells = [_cell(picture, drawable(word), size) for word, picture in references]
+        parts.append(stack([text_line("references", 15, FAINT), grid(cells, held)], 6))
     cells = [_cell(frames[i], f"frame {i + 1}", size) for i in shown]
     heading = f"{len(shown)} of {len(frames)} frames" if len(shown) < len(frames) else "frames"
-    parts.append(_stack([_line(heading, 15, FAINT), _grid(cells, columns)], 6))
-    body = _beside(parts, MARGIN)
+    parts.append(stack([text_line(heading, 15, FAINT), grid(cells, columns)], 6))
+    body = beside(parts, MARGIN)
     if title:
-        body = _stack([_paragraph(_drawable(title), 22, body.width), body], 14)
-    return _framed(body)
+        body = stack([paragraph(drawable(title), 22, body.width), body], 14)
+    return framed(body)
 
 
 def _evenly(count: int, wanted: int) -> list[int]:
@@ -90,12 +105,7 @@ def _cell(picture: NDArray[np.uint8], label: str, size: tuple[int, int]) -> Imag
     cell.paste(PAPER, (1, 1, size[0] + 1, size[1] + 1))
     corner = 1 + (size[0] - fitted[0]) // 2, 1 + (size[1] - fitted[1]) // 2
     cell.paste(image.resize(fitted, smooth), corner)
-    return _stack([cell, _paragraph(label, 15, cell.width)], 3)
-
-
-def _grid(cells: Sequence[Image.Image], columns: int) -> Image.Image:
-    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
-    return _stack([_beside(row, 8) for row in rows], 10)
+    return stack([cell, paragraph(label, 15, cell.width)], 3)
 
 
 # -- layout -------------------------------------------------------------------------------------
@@ -130,32 +140,32 @@ def layout_picture(
     if problems:
         raise LumosXError("layout picture: " + "; ".join(problems) + "; give those of one scene")
 
-    words = [_drawable(word) for word in words]
+    words = [drawable(word) for word in words]
     colours = _colours(layout)
     matrix = [
-        _line("Who attends to whom", 17),
-        _line("queries down, keys across; grey is not seen", 13, FAINT),
+        text_line("Who attends to whom", 17),
+        text_line("queries down, keys across; grey is not seen", 13, FAINT),
         _attention_matrix(layout, words, colours),
     ]
-    details = [_stack(matrix, 6)]
+    details = [stack(matrix, 6)]
     if layout.references:
         table = _reference_table(layout, words, spans, colours)
-        details.append(_stack([_line("References", 17), table], 10))
-    body = _beside(details, 40)
+        details.append(stack([text_line("References", 17), table], 10))
+    body = beside(details, 40)
     bar = _sequence_bar(layout, words, colours, max(1180, body.width))
     parts = [
-        _line(f"Layout {layout.key}", 22),
-        _line(_count(layout), 14, FAINT),
-        _line("Tokens in sequence", 17),
+        text_line(f"Layout {layout.key}", 22),
+        text_line(_count(layout), 14, FAINT),
+        text_line("Tokens in sequence", 17),
         bar,
         body,
     ]
     if caption is not None:
         parts += [
-            _line("Caption", 17),
-            _bound_caption(_drawable(caption), spans or [], colours, bar.width),
+            text_line("Caption", 17),
+            _bound_caption(drawable(caption), spans or [], colours, bar.width),
         ]
-    return _framed(_stack(parts, 12))
+    return framed(stack(parts, 12))
 
 
 def _count(layout: SceneLayout) -> str:
@@ -190,9 +200,9 @@ def _places(layout: SceneLayout) -> list[str]:
 def _sequence_bar(layout: SceneLayout, words: Words, colours: list[str], width: int) -> Image.Image:
     """The groups along the sequence, to scale but for those too short for their names."""
     sizes = [layout.video_frames, *(stop - start for start, stop in layout.groups)]
-    names = ["video", *(_shortened(word, 110) for word in words[: layout.lone])]
+    names = ["video", *(shortened(word, 110) for word in words[: layout.lone])]
     names += [f"subject {s}" for s in range(1, len(layout.subjects) + 1)]
-    least = [max(map(_width, name.split() or [""])) + 12 for name in names]
+    least = [max(map(text_width, name.split() or [""])) + 12 for name in names]
     least = [max(n, 24 * size) for n, size in zip(least, sizes, strict=True)]
     least[0] = 90
     edges = _edges(sizes, least, width)
@@ -209,27 +219,27 @@ def _sequence_bar(layout: SceneLayout, words: Words, colours: list[str], width: 
             if k < size - 1:
                 pen.rectangle((box[2], 0, box[2], 45), fill=PAPER)
             if i:
-                _centred(pen, box, str(reference + 1), 16, PAPER)
+                centred(pen, box, str(reference + 1), 16, PAPER)
         if not i:
             plain = f"{size} frames" if block.width >= 100 else str(size)
             pen.rectangle((block.width / 2 - 40, 12, block.width / 2 + 40, 34), fill=VIDEO)
-            _centred(pen, (0, 0, block.width, 46), plain, 16, PAPER)
-        blocks.append(_stack([block, _paragraph(name, 13, wide - 3, centred=True)], 4))
-    return _beside(blocks, 3)
+            centred(pen, (0, 0, block.width, 46), plain, 16, PAPER)
+        blocks.append(stack([block, paragraph(name, 13, wide - 3, centred=True)], 4))
+    return beside(blocks, 3)
 
 
 def _attention_matrix(layout: SceneLayout, words: Words, colours: list[str]) -> Image.Image:
     """Queries down, keys across: one row and column for the video and for each reference."""
     image, edges = attention_blocks(layout, colours)
-    labels = ["video", *(f"{i}   {_shortened(word, 190)}" for i, word in enumerate(words, 1))]
-    left = max(map(_width, labels)) + 12
+    labels = ["video", *(f"{i}   {shortened(word, 190)}" for i, word in enumerate(words, 1))]
+    left = max(map(text_width, labels)) + 12
     page = Image.new("RGB", (left + image.width, 22 + image.height), PAPER)
     page.paste(image, (left, 22))
     pen = ImageDraw.Draw(page)
     for i, label in enumerate(labels):
         start, stop = edges[i], edges[i + 1]
-        pen.text((0, 22 + (start + stop) / 2), label, INK, _font(13), anchor="lm")
-        _centred(
+        pen.text((0, 22 + (start + stop) / 2), label, INK, font_of(13), anchor="lm")
+        centred(
             pen, (left + start, 0, left + stop, 20), str(i) if i else "video", 11 if i else 13, INK
         )
     return page
@@ -268,21 +278,21 @@ def _reference_table(
     for i, (word, place) in enumerate(zip(words, _places(layout), strict=True)):
         start = (layout.video_frames + i) * layout.frame_tokens
         tokens = f"{place}: tokens {start:,} to {start + layout.frame_tokens - 1:,}"
-        lines = [_paragraph(word or "(no word)", 16, 450), _paragraph(tokens, 13, 450, FAINT)]
+        lines = [paragraph(word or "(no word)", 16, 450), paragraph(tokens, 13, 450, FAINT)]
         if spans is not None and spans[i]:
             times = f", {len(spans[i])} times" if len(spans[i]) > 1 else ""
-            lines[1] = _paragraph(f"{tokens}; bound in the caption{times}", 13, 450, FAINT)
+            lines[1] = paragraph(f"{tokens}; bound in the caption{times}", 13, 450, FAINT)
         elif spans is not None:
-            lines.append(_paragraph("NOT BOUND: no match in the caption", 13, 450, ALARM))
+            lines.append(paragraph("NOT BOUND: no match in the caption", 13, 450, ALARM))
         swatch = Image.new("RGB", (30, 24), colours[i])
-        _centred(ImageDraw.Draw(swatch), (0, 0, 30, 24), str(i + 1), 14, PAPER)
-        rows.append(_beside([swatch, _stack(lines, 1)], 10))
-    return _stack(rows, 7)
+        centred(ImageDraw.Draw(swatch), (0, 0, 30, 24), str(i + 1), 14, PAPER)
+        rows.append(beside([swatch, stack(lines, 1)], 10))
+    return stack(rows, 7)
 
 
 def _bound_caption(caption: str, spans: Spans, colours: list[str], width: int) -> Image.Image:
     """The caption, wrapped; bound words on their colour, with their references' numbers above."""
-    font, tag_font = _font(18), _font(12)
+    font, tag_font = font_of(18), font_of(12)
     bound: list[list[int]] = [[] for _ in caption]
     starts: dict[int, list[str]] = {}
     for i, group in enumerate(spans):
@@ -292,7 +302,7 @@ def _bound_caption(caption: str, spans: Spans, colours: list[str], width: int) -
                 bound[at].append(i)
     stripes = max(map(len, bound), default=0)
     height = 15 + 24 + 4 * stripes + 6
-    places = _wrapped(caption, 18, width)
+    places = wrapped(caption, 18, width)
     image = Image.new(
         "RGB", (width, height * (1 + max((line for line, _ in places), default=0))), PAPER
     )
@@ -346,102 +356,3 @@ def _edges(sizes: Sequence[int], least: Sequence[int], total: int) -> list[int]:
 def _mix(a: str, b: str, share: float) -> str:
     channels = [(int(a[i : i + 2], 16), int(b[i : i + 2], 16)) for i in (1, 3, 5)]
     return "#" + "".join(f"{round(x + (y - x) * share):02x}" for x, y in channels)
-
-
-def _drawable(text: str) -> str:
-    """`text` in the letters that Pillow's own font has, one for one; white space becomes blanks."""
-    plain = text.translate(str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014", "''\"\"--"))
-    plain = "".join(" " if letter.isspace() else letter for letter in plain)
-    bases = (unicodedata.normalize("NFKD", letter)[0] for letter in plain)
-    return "".join(
-        base if letter > "~" > base else letter for letter, base in zip(plain, bases, strict=True)
-    )
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size)
-
-
-def _width(text: str, size: int = 13) -> int:
-    return int(_font(size).getlength(text)) + 1
-
-
-def _shortened(text: str, width: int) -> str:
-    """`text`, or its beginning and an ellipsis, if it is too long for a label."""
-    if _width(text) <= width:
-        return text
-    while text and _width(text + "...") > width:
-        text = text[:-1]
-    return text.rstrip() + "..."
-
-
-def _centred(
-    pen: ImageDraw.ImageDraw, box: tuple[float, float, float, float], text: str, size: int, ink: str
-) -> None:
-    middle = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    pen.text(middle, text, ink, _font(size), anchor="mm")
-
-
-def _wrapped(text: str, size: int, width: int) -> list[tuple[int, float]]:
-    """(line, x) of every character, broken at spaces, and within words that are too long."""
-    font, places, line, x = _font(size), list[tuple[int, float]](), 0, 0.0
-    for unit in re.findall(r"\s+|\S+", text):
-        if not unit.isspace() and x > 0 and x + font.getlength(unit) > width:
-            line, x = line + 1, 0.0
-        start, base = x, 0
-        for at in range(len(unit)):
-            right = start + font.getlength(unit[base : at + 1])
-            if right > width and not unit.isspace() and at > base:
-                line, start, base = line + 1, 0.0, at
-            places.append((line, start + font.getlength(unit[base:at])))
-        x = start + font.getlength(unit[base:])
-    return places
-
-
-def _line(text: str, size: int, ink: str = INK) -> Image.Image:
-    return _paragraph(text, size, _width(text, size))
-
-
-def _paragraph(
-    text: str, size: int, width: int, ink: str = INK, centred: bool = False
-) -> Image.Image:
-    """Wrapped text on paper of the given width."""
-    places, leading = _wrapped(text, size, width), round(size * 1.3)
-    lines: dict[int, str] = {}
-    for letter, (line, _) in zip(text, places, strict=True):
-        lines[line] = lines.get(line, "") + (" " if letter.isspace() else letter)
-    image = Image.new("RGB", (max(1, width), leading * max(1, len(lines))), PAPER)
-    pen = ImageDraw.Draw(image)
-    for line, content in lines.items():
-        spot = (width / 2 if centred else 0, leading * line + size)
-        pen.text(spot, content.strip(), ink, _font(size), anchor="ms" if centred else "ls")
-    return image
-
-
-def _stack(parts: Sequence[Image.Image], gap: int) -> Image.Image:
-    """Parts below each other, their left edges in line."""
-    height = sum(part.height for part in parts) + gap * (len(parts) - 1)
-    page = Image.new("RGB", (max(part.width for part in parts), height), PAPER)
-    y = 0
-    for part in parts:
-        page.paste(part, (0, y))
-        y += part.height + gap
-    return page
-
-
-def _beside(parts: Sequence[Image.Image], gap: int) -> Image.Image:
-    """Parts beside each other, their tops in line."""
-    width = sum(part.width for part in parts) + gap * (len(parts) - 1)
-    page = Image.new("RGB", (width, max(part.height for part in parts)), PAPER)
-    x = 0
-    for part in parts:
-        page.paste(part, (x, 0))
-        x += part.width + gap
-    return page
-
-
-def _framed(part: Image.Image) -> Image.Image:
-    page = Image.new("RGB", (part.width + 2 * MARGIN, part.height + 2 * MARGIN), PAPER)
-    page.paste(part, (MARGIN, MARGIN))
-    return page

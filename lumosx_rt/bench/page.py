@@ -9,23 +9,23 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from lumosx_rt.bench.suite import Result, read_clip
-from lumosx_rt.pictures import (
+from lumosx_rt.reference.world import draw
+from lumosx_rt.reference.world.scenes import scene_of
+from lumosx_rt.reference.world.story import Story
+from lumosx_rt.typesetting import (
     ALARM,
     FAINT,
     MARGIN,
     PAPER,
-    _beside,
-    _centred,
-    _framed,
-    _grid,
-    _line,
-    _paragraph,
-    _stack,
-    _width,
+    beside,
+    centred,
+    framed,
+    grid,
+    paragraph,
+    stack,
+    text_line,
+    text_width,
 )
-from lumosx_rt.reference.world import draw
-from lumosx_rt.reference.world.scenes import scene_of
-from lumosx_rt.reference.world.story import Story
 
 SHOWN = 12  # scenes on a page
 ZOOM = 2
@@ -47,7 +47,7 @@ def draw_page(results: Sequence[Result], stories: Sequence[Story], folder: Path)
     width = max(scene.width for scene in scenes)
     rule = Image.new("RGB", (width, 2), "#d5d9e0")
     parts = [part for scene in scenes for part in (rule, scene)]
-    return _framed(_stack([_heading(results, len(scenes)), *parts], 14))
+    return framed(stack([_heading(results, len(scenes)), *parts], 14))
 
 
 def choose(results: Sequence[Result], count: int = SHOWN) -> list[Result]:
@@ -71,18 +71,18 @@ def _spread(results: Sequence[Result], count: int) -> list[Result]:
 def _heading(results: Sequence[Result], shown: int) -> Image.Image:
     missed = sum(map(_missed, results))
     text = f"{shown} of {len(results)} scenes; {missed} of all have a wrong face or attribute"
-    return _line(text, 20)
+    return text_line(text, 20)
 
 
 def _scene(told: Story, result: Result, clip: NDArray[np.uint8]) -> Image.Image:
     target = draw.frames_of(told)
     clips = [
-        _stack([_line(title, 14, FAINT), _film(frames)], 3)
+        stack([text_line(title, 14, FAINT), _film(frames)], 3)
         for title, frames in (("target", target[: len(clip)]), ("generated", clip))
     ]
-    body = _beside([_references(told), _stack(clips, 8), _marks(told, result.seen)], MARGIN)
+    body = beside([_references(told), stack(clips, 8), _marks(told, result.seen)], MARGIN)
     title = f"{told.name}: {told.caption}"
-    return _stack([_paragraph(title, 16, body.width), body], 10)
+    return stack([paragraph(title, 16, body.width), body], 10)
 
 
 def _film(frames: NDArray[np.uint8]) -> Image.Image:
@@ -90,7 +90,7 @@ def _film(frames: NDArray[np.uint8]) -> Image.Image:
     size = draw.WIDTH * ZOOM, draw.HEIGHT * ZOOM
     shown = sorted({0, len(frames) // 2, len(frames) - 1})
     pictures = [Image.fromarray(frames[i]).resize(size, Image.Resampling.NEAREST) for i in shown]
-    return _beside(pictures, 6)
+    return beside(pictures, 6)
 
 
 def _references(told: Story) -> Image.Image:
@@ -100,10 +100,10 @@ def _references(told: Story) -> Image.Image:
     groups += [f"person {s}" for s, n in enumerate(scene.subject_sizes, 1) for _ in range(n)]
     pictures = scene.fitted(draw.HEIGHT, draw.WIDTH)
     cells = [
-        _stack([_framed_picture(picture), _line(f"{reference.word}, {group}", 13)], 2)
+        stack([_framed_picture(picture), text_line(f"{reference.word}, {group}", 13)], 2)
         for picture, reference, group in zip(pictures, scene.references, groups, strict=True)
     ]
-    return _stack([_line("references", 14, FAINT), _grid(cells, 4)], 3)
+    return stack([text_line("references", 14, FAINT), grid(cells, 4)], 3)
 
 
 def _framed_picture(picture: NDArray[np.uint8]) -> Image.Image:
@@ -123,10 +123,10 @@ def _marks(told: Story, seen: dict[str, Any]) -> Image.Image:
         rest.append(("object", RIGHT if seen["thing"] else WRONG))
     rest.append((f"{seen['psnr']:.1f} dB", NEUTRAL))
     parts = [
-        _stack([_line(title, 15), _beside([_chip(*mark) for mark in marks], 5)], 4)
+        stack([text_line(title, 15), beside([_chip(*mark) for mark in marks], 5)], 4)
         for title, marks in [*rows, ("scene", rest)]
     ]
-    return _stack([_line("seen, left to right", 14, FAINT), *parts], 10)
+    return stack([text_line("seen, left to right", 14, FAINT), *parts], 10)
 
 
 def _person_marks(person: dict[str, Any]) -> list[Mark]:
@@ -146,8 +146,8 @@ def _person_marks(person: dict[str, Any]) -> list[Mark]:
 
 
 def _chip(text: str, colour: str) -> Image.Image:
-    chip = Image.new("RGB", (_width(text, 14) + 14, 24), PAPER)
+    chip = Image.new("RGB", (text_width(text, 14) + 14, 24), PAPER)
     pen = ImageDraw.Draw(chip)
     pen.rounded_rectangle((0, 0, chip.width - 1, 23), 6, fill=colour)
-    _centred(pen, (0, 0, chip.width, 24), text, 14, PAPER)
+    centred(pen, (0, 0, chip.width, 24), text, 14, PAPER)
     return chip

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lumosx_rt import pictures
+from lumosx_rt import pictures, typesetting
 from lumosx_rt.pictures import attention_blocks, contact_sheet, layout_picture
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.layout import SceneLayout
@@ -117,7 +117,7 @@ def strip(caption: str, spans: list[list[tuple[int, int]]], width: int = 600) ->
 def test_bound_letters_stand_on_their_colour():
     caption = "A woman with a red hat"
     pixels = strip(caption, [[(2, 7)], [(15, 22)], []])
-    places = pictures._wrapped(caption, 18, 600)
+    places = typesetting.wrapped(caption, 18, 600)
     for reference, colour, (start, stop) in ((0, "#ff0000", (2, 7)), (1, "#00ff00", (15, 22))):
         columns = np.flatnonzero((pixels == rgb(colour)).all(-1).any(0))
         left, right = places[start][1], places[stop][1] if stop < len(places) else columns[-1]
@@ -133,10 +133,10 @@ def test_two_references_on_one_word_both_show():
 
 @given(st.text(max_size=60), st.integers(30, 300))
 def test_text_is_wrapped_inside_its_paper(text, width):
-    text = pictures._drawable(text)
-    places = pictures._wrapped(text, 13, width)
+    text = typesetting.drawable(text)
+    places = typesetting.wrapped(text, 13, width)
     assert len(places) == len(text)
-    font = pictures._font(13)
+    font = typesetting.font_of(13)
     lines: dict[int, str] = {}
     for letter, (line, x) in zip(text, places, strict=True):
         lines[line] = lines.get(line, "") + letter
@@ -147,7 +147,7 @@ def test_text_is_wrapped_inside_its_paper(text, width):
 
 
 def test_drawable_text_is_as_long_as_the_original():
-    assert pictures._drawable("Caf\u00e9\n\u201ck\u00e4se\u201d \u4e2d") == 'Cafe "kase" \u4e2d'
+    assert typesetting.drawable("Caf\u00e9\n\u201ck\u00e4se\u201d \u4e2d") == 'Cafe "kase" \u4e2d'
 
 
 def test_nothing_is_drawn_to_the_border():
