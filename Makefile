@@ -14,13 +14,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,dev]'
 	touch $@
 
-# A personalized video out of a prompt folder, by an engine checked against the reference
+# Personalized videos out of prompt folders, by an engine checked against the reference, and judged
 demo: install
-	$(BIN)/lumosx-rt build --preset tiny --init random -o engines/tiny
-	$(BIN)/lumosx-rt verify engines/tiny samples/two-friends
-	$(BIN)/lumosx-rt generate engines/tiny samples -o out --force
-	$(BIN)/lumosx-rt inspect samples/two-friends --frames 17 --height 128 --width 288 \
-		--layout-png out/two-friends-layout.png > out/two-friends-layout.txt
+	$(BIN)/lumosx-rt build checkpoints/tiny -o engines/tiny
+	$(BIN)/lumosx-rt verify engines/tiny samples/drawn/two
+	$(BIN)/lumosx-rt generate engines/tiny samples/drawn -o out --force
+	$(BIN)/lumosx-rt bench engines/tiny --list ci -o out/binding
+	$(BIN)/lumosx-rt inspect samples/drawn/two --frames 9 --height 64 --width 144 \
+		--layout-png out/two-layout.png > out/two-layout.txt
 
 test: install lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadscope -m "not slow and not gpu and not hopper"

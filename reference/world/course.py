@@ -4,7 +4,7 @@
     pictures   the VAE, on frames and references; clips, what moves            folder/vae
     one        the transformer, on single people that stand still             folder/one
     two        on pairs                                                       folder/two
-    clips      on clips of one to three people                                folder/clips
+    many       on clips of one to three people                                folder/many
 
 Each part starts from the one before, is found again if it is finished, and goes on where it was
 killed. The result is a bundle with all four components.
@@ -99,7 +99,7 @@ class Course:
     phases: tuple[Phase, ...] = (
         Phase("one", {1: 800}, 1200, still=True),
         Phase("two", {2: 1400}, 1600, still=True, decay=0.0),
-        Phase("clips", {1: 700, 2: 1400, 3: 600}, 3400, streams=6),
+        Phase("many", {1: 700, 2: 1400, 3: 600}, 2400, streams=6),
     )
 
     def summary(self) -> str:

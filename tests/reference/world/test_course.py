@@ -18,7 +18,7 @@ BRIEF = Course(
     lessons=(Lesson("pictures", 1, pool=POOL), Lesson("clips", 1, pool=POOL)),
     phases=(
         Phase("one", {1: 3}, 2, still=True, streams=2, seeds=2),
-        Phase("clips", {2: 2}, 1, streams=1, seeds=1),
+        Phase("many", {2: 2}, 2, streams=1, seeds=1),
     ),
 )
 
@@ -33,7 +33,7 @@ def made(tmp_path_factory) -> tuple[Path, list[str]]:
 
 def test_every_part_is_done_once_in_its_order(made):
     _, parts = made
-    order = ["text", "pictures", "clips", "latents of one", "one", "latents of clips", "clips"]
+    order = ["text", "pictures", "clips", "latents of one", "one", "latents of many", "many"]
     assert list(dict.fromkeys(parts)) == list(dict.fromkeys(order))
     assert parts.count("text") == 2 and parts.count("pictures") == 1 and parts.count("one") == 2
 
