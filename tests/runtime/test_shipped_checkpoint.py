@@ -57,7 +57,7 @@ def test_the_engine_makes_the_same_clips(reference_run, shared, tmp_path):
     for name in score.METRICS:
         assert abs(summary["against"]["groups"]["all"][name]["value"]) < 1e-2, name
     for told in BINDING_CI.stories:
-        one, other = (read_clip(run, told).astype(int) for run in (folder, tmp_path))
+        one, other = (read_clip(run, told.name).astype(int) for run in (folder, tmp_path))
         assert np.abs(one - other).max() <= 2  # truncation to 8 bits may fall the other way
 
 
