@@ -1,17 +1,17 @@
 """Which mechanism of LumosX carries how much of the binding, in the drawn world.
 
-    python benchmarks/ablation.py out/tiny -o benchmarks/results/ablation.json
+    python benchmarks/ablation.py out/ablation -o benchmarks/results/ablation.json
 
-From the transformer after its first phase (single people; `lumosx-rt train tiny` leaves it in
-out/tiny/one), every variant is trained on the same stills of pairs for the same number of steps,
-and judged on the held-out scenes of two people, as stills. Variants are trained in turn and found
-again if they are finished; several copies may run at once with different --variants.
+With the encoders of checkpoints/tiny a transformer learns single people; from there every variant
+is trained on the same stills of pairs for the same number of steps, and judged on the held-out
+scenes of two people, as stills. What is finished is found again; once the first phase is,
+several copies may run at once with different --variants.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -49,16 +49,16 @@ class Variant:
     words: bool = True
     relations: str = "full"
     ratio: float = 0.5
-    changes: dict[str, Any] = field(init=False)
 
-    def __post_init__(self) -> None:
-        changes = {
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Of the recipe, strength aside."""
+        return {
             "relational_positions": self.positions,
             "relational_visibility": self.visibility,
             "words": self.words,
             "relations": self.relations,
         }
-        object.__setattr__(self, "changes", changes)
 
 
 VARIANTS = {
@@ -111,43 +111,41 @@ def maker(components: Path, weights: Path, variant: Variant) -> MakeClip:
     return make_clip
 
 
-def run(course: Path, folder: Path, name: str, tell: Callable[[str], None]) -> list[Result]:
+def tell(part: str, done: int, steps: int, metrics: dict[str, float]) -> None:
+    if done % 100 == 0 or done == steps:
+        print(f"{part} {done} of {steps} {metrics or ''}", flush=True)
+
+
+def run(components: Path, folder: Path, name: str) -> list[Result]:
     """Trains and judges one variant, or finds it again."""
     variant = VARIANTS[name]
-    place = folder / name.replace(" ", "-").replace(",", "")
-    plain = PAIRS.recipe(course / "components", course / "one" / "bundle", **variant.changes)
+    place, latents = folder / name.replace(" ", "-").replace(",", ""), folder / "latents"
+    single = TINY.phases[0].recipe(components, None)
+    start = make_bundle(single, folder / single.stages[0].name, latents, told=tell)
+    plain = PAIRS.recipe(components, start, **variant.changes)
     recipe = replace(plain, model=replace(plain.model, mcam_ratio=variant.ratio))
-
-    def told(part: str, done: int, steps: int, metrics: dict[str, float]) -> None:
-        if done % 100 == 0 or done == steps:
-            tell(f"{name}: {part} {done} of {steps} {metrics}")
-
-    bundle = make_bundle(recipe, place, folder / "latents", report=tell, told=told)
+    print(f"variant: {name}", flush=True)
+    bundle = make_bundle(recipe, place, latents, report=print, told=tell)
     stories = [told for told in BINDING.stories if len(told.people) == 2]
     what = {"variant": name, "recipe": recipe.describe()}
     identity = identity_of("ablation", BINDING, json.loads(json.dumps(what)))
     return run_suite(
-        maker(course / "components", bundle, variant),
+        maker(components, bundle, variant),
         stories,
         place / "judged",
         identity,
-        lambda scene, done, of: told("scenes", done, of, {}),
+        lambda scene, done, of: tell("scenes", done, of, {}),
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("course", type=Path, help="folder of `lumosx-rt train tiny`")
+    parser.add_argument("folder", type=Path, help="where runs are kept")
     parser.add_argument("-o", "--out", type=Path, default=Path("out/ablation.json"))
-    parser.add_argument("--folder", type=Path, help="of the variants' runs [COURSE/ablation]")
+    parser.add_argument("--components", type=Path, default=Path("checkpoints/tiny"))
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     given = parser.parse_args(arguments)
-    folder = given.folder or given.course / "ablation"
-    assert TINY.phases[0].name == "one"
-    results = {
-        name: run(given.course, folder, name, lambda line: print(line, flush=True))
-        for name in given.variants
-    }
+    results = {name: run(given.components, given.folder, name) for name in given.variants}
     record: dict[str, Any] = {
         "what": "the drawn world, held-out stills of two people",
         "training": {"steps": PAIRS.steps, "streams": PAIRS.streams, "seeds": PAIRS.seeds},
