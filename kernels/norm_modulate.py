@@ -1,0 +1,231 @@
+"""Residual add with gate, layer norm, modulate: one pass over memory.
+
+    x = x + gate * delta
+    h = (x - x.mean(-1)) * rsqrt(x.var(-1) + eps)
+    y = (h * scale + shift).to(dtype)                  # or x.to(dtype) where nothing is normed
+    optional: y_scale = y.abs().amax(-1) / 448;  y = (y / y_scale).to(e4m3)
+
+Statistics and residual in float32. Bytes per token, dim d, bfloat16 around a float32 residual:
+4d + 2d read, 4d + 2d written (d instead of the last 2d in e4m3).
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lumosx_rt.kernels.numerics import E4M3_MAX, cast, row_scale
+from lumosx_rt.kernels.registration import check, launcher, operator
+from lumosx_rt.kernels.tiles import RowTiles, row_tiles
+from lumosx_rt.reference import ops
+
+
+class QuantizedRows(NamedTuple):
+    """A tensor in e4m3 with one scale a row: values [..., dim], scale float32 [..., 1]."""
+
+    values: Tensor
+    scale: Tensor
+
+
+def norm_modulate(
+    x: Tensor,
+    delta: Tensor | None,
+    gate: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """`reference.ops.norm_modulate` on a GPU. gate, scale, shift: [dim], or [batch or 1, 1, dim].
+
+    Raises ValueError on shapes it does not take.
+    """
+    x_out, y, _ = _OPERATOR(*_checked(x, delta, gate, scale, shift), eps, dtype, False)
+    return (x if delta is None else x_out), y
+
+
+def norm_modulate_quantized(
+    x: Tensor,
+    delta: Tensor | None,
+    gate: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, QuantizedRows]:
+    """The same with y in e4m3, one scale a row."""
+    arguments = _checked(x, delta, gate, scale, shift)
+    x_out, y, y_scale = _OPERATOR(*arguments, eps, torch.float8_e4m3fn, True)
+    return (x if delta is None else x_out), QuantizedRows(y, y_scale)
+
+
+def quantize_rows(y: Tensor) -> QuantizedRows:
+    """y [..., dim] in e4m3 with a scale a row, in plain torch."""
+    wide = y.float()
+    scale = wide.abs().amax(-1, keepdim=True).clamp_min(1e-12) * (1.0 / E4M3_MAX)
+    values = (wide / scale).clamp(-E4M3_MAX, E4M3_MAX)
+    return QuantizedRows(values.to(torch.float8_e4m3fn), scale)
+
+
+def _checked(
+    x: Tensor, delta: Tensor | None, gate: Tensor | None, scale: Tensor | None, shift: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if x.dim() != 3:
+        raise ValueError(f"`x` must have shape [batch, tokens, dim], got {list(x.shape)}")
+    batch, _, dim = x.shape
+    if delta is not None:
+        check("delta", delta, "[batch, tokens, dim]", x.shape)
+        delta = delta.contiguous()
+    rows: list[Tensor | None] = []
+    for name, row in (("gate", gate), ("scale", scale), ("shift", shift)):
+        if row is None:
+            rows.append(None)
+            continue
+        row = row.reshape(1, 1, -1) if row.dim() == 1 else row
+        sizes = (batch if row.shape[0] == batch else 1, 1, dim)
+        check(name, row, "[batch or 1, 1, dim]", sizes)
+        rows.append(row.float().expand(batch, 1, dim))
+    if (scale is None) != (shift is None):
+        raise ValueError("`scale` and `shift` must be given together")
+    return (x.contiguous(), delta, *rows)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def kernel(
+    x,
+    delta,
+    gate,
+    scale,
+    shift,
+    x_out,
+    y_out,
+    y_scale,
+    tokens,
+    gate_stride,
+    scale_stride,
+    shift_stride,
+    eps,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    HAS_DELTA: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    QUANTIZE: tl.constexpr,
+):
+    """A program: ROWS tokens of one batch entry, with their modulation kept in registers."""
+    batch = tl.program_id(1).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < DIM
+    if HAS_GATE:
+        gates = tl.load(gate + batch * gate_stride + column, mask=inside, other=0.0)
+    if HAS_NORM:
+        scales = tl.load(scale + batch * scale_stride + column, mask=inside, other=0.0)
+        shifts = tl.load(shift + batch * shift_stride + column, mask=inside, other=0.0)
+    for row in range(ROWS):
+        token = tl.program_id(0) * ROWS + row
+        at = (batch * tokens + token) * DIM + column
+        here = column < tl.where(token < tokens, DIM, 0)
+        h = tl.load(x + at, mask=here, other=0.0).to(tl.float32)
+        if HAS_DELTA:
+            added = tl.load(delta + at, mask=here, other=0.0).to(tl.float32)
+            if HAS_GATE:
+                added = added * gates
+            h = h + added
+            tl.store(x_out + at, cast(h, x_out.dtype.element_ty), mask=here)
+        if HAS_NORM:
+            centred = tl.where(inside, h - tl.sum(h, 0) / DIM, 0.0)
+            h = centred * tl.rsqrt(tl.sum(centred * centred, 0) / DIM + eps) * scales + shifts
+        if QUANTIZE:
+            step = row_scale(h, 0)
+            tl.store(y_scale + batch * tokens + token, step, mask=token < tokens)
+            h = h / step
+        tl.store(y_out + at, cast(h, y_out.dtype.element_ty), mask=here)
+
+
+def _empty(
+    x: Tensor,
+    delta: Tensor | None,
+    gate: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+    quantize: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        x.new_empty(x.shape if delta is not None else (0,)),
+        x.new_empty(x.shape, dtype=dtype),
+        x.new_empty((*x.shape[:2], 1) if quantize else (0,), dtype=torch.float32),
+    )
+
+
+def _plain(
+    x: Tensor,
+    delta: Tensor | None,
+    gate: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+    quantize: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    wanted = torch.float32 if quantize else dtype
+    x_out, y = ops.norm_modulate(x, delta, gate, scale, shift, eps, wanted)
+    x_out = x.new_empty((0,)) if delta is None else x_out
+    if quantize:
+        return x_out, *quantize_rows(y)
+    # an operator's output must not be its input, which casting to the same type would return
+    return x_out, y.clone() if scale is None else y, x.new_empty((0,), dtype=torch.float32)
+
+
+def _launch(
+    x: Tensor,
+    delta: Tensor | None,
+    gate: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+    quantize: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    outputs = _empty(x, delta, gate, scale, shift, eps, dtype, quantize)
+    batch, tokens, dim = x.shape
+    tiles = row_tiles("norm_modulate", x.device)
+    grid = (triton.cdiv(tokens, tiles.rows), batch)
+    if x.numel():
+        launcher(kernel, grid)(
+            x,
+            *(x if given is None else given for given in (delta, gate, scale, shift)),
+            *(x if out.numel() == 0 else out for out in outputs),
+            tokens,
+            *(0 if row is None else row.stride(0) for row in (gate, scale, shift)),
+            eps,
+            **constants(dim, tiles, delta, gate, scale, quantize),
+            num_warps=tiles.warps(triton.next_power_of_2(dim)),
+        )
+    return outputs
+
+
+def constants(
+    dim: int, tiles: RowTiles, delta: object, gate: object, scale: object, quantize: bool
+) -> dict[str, int]:
+    """The kernel's compile-time arguments; None for what is absent."""
+    return {
+        "DIM": dim,
+        "BLOCK": triton.next_power_of_2(dim),
+        "ROWS": tiles.rows,
+        "HAS_DELTA": delta is not None,
+        "HAS_GATE": gate is not None,
+        "HAS_NORM": scale is not None,
+        "QUANTIZE": quantize,
+    }
+
+
+_OPERATOR = operator(
+    "norm_modulate",
+    _launch,
+    _plain,
+    _empty,
+)

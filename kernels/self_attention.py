@@ -1,0 +1,116 @@
+"""Ways to do relational self-attention, chosen by name; an explicit choice never falls back.
+
+triton                 our kernel, one launch                     (relational_attention.py)
+split-sdpa             rectangle and groups on torch's own attention, whichever it picks
+split-sdpa:BACKEND     the rectangle on one of its backends: flash, cudnn, efficient, math
+flex                   FlexAttention over the whole sequence with a block mask
+reference              the oracle
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from lumosx_rt.kernels.relational_attention import relational_attention
+from lumosx_rt.reference import ops
+from lumosx_rt.reference.ops import QKV, SelfAttention
+from lumosx_rt.reference.structure import Structure
+
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+NAMES = ("triton", "split-sdpa", *(f"split-sdpa:{name}" for name in BACKENDS), "flex", "reference")
+
+
+def self_attention(name: str) -> SelfAttention:
+    """The implementation of that name. Raises ValueError for a name that is none."""
+    if name not in NAMES:
+        raise ValueError(f"self-attention: got '{name}', accepted are {', '.join(NAMES)}")
+    if name == "triton":
+        return relational_attention
+    if name == "flex":
+        return FlexSelfAttention()
+    if name == "reference":
+        return ops.self_attention
+    _, _, backend = name.partition(":")
+    return partial(ops.self_attention, attend=partial(_attend, backend)) if backend else _split
+
+
+def _attend(backend: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """`ops.attend`; what has no mask, on one backend. Groups are masked, as few backends can."""
+    if mask is not None:
+        return ops.attend(q, k, v, mask)
+    with sdpa_kernel(BACKENDS[backend]):
+        return ops.attend(q, k, v)
+
+
+def _split(
+    video: QKV, condition: QKV, structure: Structure, site: str
+) -> tuple[Tensor, Tensor | None]:
+    return ops.self_attention(video, condition, structure, site)
+
+
+class FlexSelfAttention:
+    """FlexAttention, compiled on a GPU. The block mask is made once for a structure and kept."""
+
+    def __init__(self) -> None:
+        self._compiled = torch.compile(flex_attention, dynamic=False)
+        self._mask: tuple[Tensor, int, BlockMask] | None = None
+
+    def __call__(
+        self, video: QKV, condition: QKV, structure: Structure, site: str
+    ) -> tuple[Tensor, Tensor | None]:
+        assert video.q is not None
+        streams = condition.k.shape[0]
+        seeds = video.k.shape[0] // streams
+        # pruned queries are computed too: a sequence has one length
+        own = QKV(condition.k if condition.q is None else condition.q, condition.k, condition.v)
+        q, k, v = (
+            torch.cat([x, ops.over_seeds(c, seeds)], 1).transpose(1, 2)
+            for x, c in zip(video, own, strict=True)
+            if x is not None and c is not None
+        )
+        mask = self._block_mask(structure, video.k.shape[1], seeds)
+        attend = self._compiled if q.is_cuda else flex_attention
+        out = attend(q, k, v, block_mask=mask).transpose(1, 2)
+        video_out, condition_out = out.split([video.k.shape[1], condition.k.shape[1]], 1)
+        if condition.q is None:
+            return video_out, None
+        return video_out, condition_out.unflatten(0, (streams, seeds))[:, 0]
+
+    def _block_mask(self, structure: Structure, video_tokens: int, seeds: int) -> BlockMask:
+        if self._mask is not None:
+            index, its_seeds, mask = self._mask
+            if index is structure.group_index and its_seeds == seeds:
+                return mask
+        frame_tokens = structure.bias_tiles.numel()
+        sees = frame_visibility(structure, video_tokens // frame_tokens)
+        streams, frames, _ = sees.shape
+
+        def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return sees[batch // seeds, query // frame_tokens, key // frame_tokens]
+
+        tokens, device = frames * frame_tokens, str(sees.device)
+        mask = create_block_mask(visible, streams * seeds, None, tokens, tokens, device)
+        self._mask = (structure.group_index, seeds, mask)
+        return mask
+
+
+def frame_visibility(structure: Structure, video_frames: int) -> Tensor:
+    """Which frame sees which: bool [streams, frames, frames], the video's frames first."""
+    streams, references = structure.group_inverse.shape
+    groups, members = structure.group_index.shape[1:]
+    frames = video_frames + references
+    # frames of each group, then of each reference's group
+    named = F.one_hot(structure.group_index, frames).bool() & structure.group_mask[..., None]
+    group = structure.group_inverse // members
+    own = named.any(2).gather(1, group[..., None].expand(-1, -1, frames))
+    everything = own.new_ones((streams, video_frames, frames))
+    return torch.cat([everything, own], 1)

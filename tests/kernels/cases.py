@@ -1,0 +1,85 @@
+"""What tests of kernels share: layouts that are awkward for tiles, random inputs, the budget.
+
+The oracle is `reference.ops` in float64, which is itself held against a dense version of SPEC
+(tests/reference/test_ops.py). A kernel may err at most twice as much as plain torch in its type.
+"""
+
+import torch
+from torch import Tensor
+
+from lumosx_rt.reference.layout import SceneLayout
+from lumosx_rt.reference.ops import QKV, WordBias
+from lumosx_rt.reference.structure import Structure, structure_of
+
+# tiles are 16 queries by 32 keys here; frames of 35, 12, 16, 90 tokens end beside and on their grid
+LAYOUTS = {
+    "streams with their own groups": ["2x5x7+1+2.1", "2x5x7+2+2"],
+    "groups of one to four": ["2x3x4+1+1.2.3.4"],
+    "frames of one tile": ["3x4x4+0+3", "3x4x4+3+-"],
+    "no references": ["3x5x7+0+-", "3x5x7+0+-"],
+    "wide frames": ["1x9x10+1+2"],
+    "visibility on and off": ["2x5x7+1+2+novis", "2x5x7+1+2"],
+}
+HALF = [torch.bfloat16, torch.float16]
+
+
+def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).to(dtype)
+
+
+def relative(actual: Tensor, exact: Tensor) -> float:
+    """|actual - exact| / |exact| in the 2-norm."""
+    assert actual.shape == exact.shape, (actual.shape, exact.shape)
+    if not actual.numel():
+        return 0.0
+    return float((actual.detach().double() - exact).norm() / exact.norm())
+
+
+def assert_within_budget(name: str, actual: Tensor, plain: Tensor, exact: Tensor) -> None:
+    """At most twice plain torch's error; both are printed."""
+    assert actual.dtype == plain.dtype
+    assert actual.isfinite().all(), f"{name}: not finite"
+    found, allowed = relative(actual, exact), 2 * relative(plain, exact)
+    print(f"{name}: error {found:.2e}, allowed {allowed:.2e}")
+    assert found <= allowed, f"{name}: error {found:.2e}, allowed {allowed:.2e}"
+
+
+class Case:
+    """Random inputs of both attentions for the streams of one call."""
+
+    def __init__(
+        self,
+        name: str,
+        dtype: torch.dtype = torch.float32,
+        *,
+        heads: int = 2,
+        head_dim: int = 24,
+        seeds: int = 2,
+        text_len: int = 21,
+    ) -> None:
+        self.layouts = [SceneLayout.from_key(key) for key in LAYOUTS[name]]
+        if not all(layout.relational_visibility for layout in self.layouts):
+            seeds = 1  # references see the video then, so each seed would have its own
+        self.seeds, self.heads, self.head_dim = seeds, heads, head_dim
+        self.structure = structure_of(self.layouts, head_dim)
+        first, streams = self.layouts[0], len(self.layouts)
+        size = (heads, head_dim)
+        video = (streams * seeds, first.video_tokens, *size)
+        condition = (streams, first.references * first.frame_tokens, *size)
+        self.video = QKV(*(random(*video, seed=i, dtype=dtype) * 2 for i in (1, 2, 3)))
+        # means that all tokens share, as trained keys and queries have
+        drift = random(1, 1, *size, seed=4).to(dtype) * 2
+        self.condition = QKV(
+            *(random(*condition, seed=i, dtype=dtype) * 2 + drift for i in (5, 6, 7))
+        )
+        text = (streams, text_len, *size)
+        self.k, self.v = (random(*text, seed=i, dtype=dtype) for i in (8, 9))
+        self.bias = WordBias(random(streams, first.references, text_len, seed=10), 0.7)
+
+    def exact_structure(self) -> Structure:
+        return Structure(*(t.double() if t.is_floating_point() else t for t in self.structure))
+
+
+def double(qkv: QKV) -> QKV:
+    return QKV(*(None if x is None else x.double() for x in qkv))  # type: ignore[arg-type]

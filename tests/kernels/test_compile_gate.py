@@ -1,0 +1,55 @@
+"""Everything that is claimed to work compiles for its architecture, without spills, and fits."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lumosx_rt.kernels.tiles import ARCHITECTURES
+
+ROOT = Path(__file__).parents[2]
+
+
+def gate(tmp_path: Path, *arguments: str, tiles: dict | None = None) -> tuple[int, list[dict]]:
+    """The gate in a process without Triton's interpreter; its exit status and rows."""
+    out = tmp_path / "gate.json"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "benchmarks/compile_gate.py", "-o", str(out), *arguments]
+    if tiles is not None:
+        (tmp_path / "tiles.json").write_text(json.dumps(tiles))
+        patched = (
+            "import runpy, sys, pathlib; import lumosx_rt.kernels.tiles as t; "
+            f"t.FILE = pathlib.Path({str(tmp_path / 'tiles.json')!r}); "
+            f"sys.argv = {command[1:]!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+        )
+        command = [sys.executable, "-c", patched]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert out.exists(), done.stderr
+    return done.returncode, json.loads(out.read_text())["rows"]
+
+
+@pytest.mark.parametrize("sm", ARCHITECTURES)
+def test_everything_claimed_compiles(sm: int, tmp_path: Path) -> None:
+    status, rows = gate(tmp_path, "--sm", str(sm))
+    failed = [row for row in rows if "problem" in row]
+    assert status == 0 and not failed, failed
+    kernels = {row["kernel"] for row in rows}
+    assert {"relational_attention", "relational_cross_attention", "qk_norm_rope"} <= kernels
+    assert ("quantize_kv" in kernels) == (sm >= 89)
+    if sm == 90:
+        attention = [row for row in rows if row["kernel"] == "relational_attention"]
+        assert any(row["e4m3_products"] for row in attention)
+
+
+def test_a_configuration_that_spills_fails(tmp_path: Path) -> None:
+    """Control: four warps are too few for tiles of 128 by 128."""
+    tiles = json.loads((ROOT / "kernels" / "tiles.json").read_text())
+    tiles["sm_90"]["relational_attention/half/128"] |= {"block_n": 128, "num_warps": 4}
+    only = ("--sm", "90", "--only", "bfloat16, heads of 128")
+    status, rows = gate(tmp_path, *only, tiles=tiles)
+    problems = {row["kernel"]: row.get("problem", "") for row in rows}
+    assert status == 1 and "spills" in problems["relational_attention"]
+    assert not problems["bias_table"]

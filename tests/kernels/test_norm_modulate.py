@@ -1,0 +1,105 @@
+"""The fused norm against float64; every combination of what may be absent."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from lumosx_rt.kernels.norm_modulate import (
+    norm_modulate,
+    norm_modulate_quantized,
+    quantize_rows,
+)
+from lumosx_rt.reference import ops
+from tests.kernels.cases import HALF, assert_within_budget, random, relative
+
+EPS = 1e-6
+
+
+def inputs(dtype: torch.dtype, batch: int = 2, tokens: int = 7, dim: int = 44) -> list[Tensor]:
+    x = random(batch, tokens, dim, seed=1) * 3 + 1
+    x[0, 0] = 2 + x[0, 0] * 1e-3  # far from zero mean, and eps counts
+    delta = random(batch, tokens, dim, seed=2, dtype=dtype)
+    return [x, delta, *(random(batch, 1, dim, seed=i) for i in (3, 4, 5))]
+
+
+def doubles(given: list[Tensor | None]) -> list[Tensor | None]:
+    return [None if x is None else x.double() for x in given]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize(
+    "present", list(itertools.product([True, False], repeat=3)), ids=lambda p: str(p)
+)
+def test_norm_modulate(present: tuple[bool, bool, bool], dtype: torch.dtype) -> None:
+    with_delta, with_gate, with_norm = present
+    x, delta, gate, scale, shift = inputs(dtype)
+    given: list[Tensor | None] = [x, delta, gate, scale, shift]
+    if not with_delta:
+        given[1] = None
+    if not with_gate:
+        given[2] = None
+    if not with_norm:
+        given[3] = given[4] = None
+    moved, y = norm_modulate(*given, EPS, dtype)
+    plain = ops.norm_modulate(*given, EPS, dtype)
+    exact = ops.norm_modulate(*doubles(given), EPS, torch.float64)
+    assert_within_budget("x", moved, plain[0], exact[0])
+    assert_within_budget("y", y, plain[1], exact[1])
+    if not with_delta:
+        assert moved is x
+
+
+def test_modulation_may_be_a_weight_or_shared_by_the_batch() -> None:
+    x, delta, gate, scale, shift = inputs(torch.float32)
+    one = norm_modulate(x, delta, gate[:1], scale[0, 0], shift[0, 0], EPS, torch.float32)
+    full = [row[:1].expand(2, 1, -1) for row in (gate, scale, shift)]
+    two = ops.norm_modulate(x, delta, *full, EPS, torch.float32)
+    for actual, expected in zip(one, two, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_quantized_rows_are_the_exact_ones_rounded_to_e4m3() -> None:
+    given = inputs(torch.bfloat16)
+    moved, rows = norm_modulate_quantized(*given, EPS)
+    exact_x, exact_y = ops.norm_modulate(*doubles(given), EPS, torch.float64)
+    assert relative(moved, exact_x) < 1e-6
+    amax = exact_y.abs().amax(-1, keepdim=True)
+    torch.testing.assert_close(rows.scale.double() * 448, amax, atol=0, rtol=1e-5)
+    found = rows.values.double() * rows.scale.double()
+    plain = quantize_rows(exact_y.float())
+    allowed = 2 * relative(plain.values.double() * plain.scale.double(), exact_y)
+    assert relative(found, exact_y) <= allowed < 0.1
+
+
+def test_a_row_of_zeros_quantizes_to_zeros() -> None:
+    x, _, _, scale, shift = inputs(torch.bfloat16)
+    _, rows = norm_modulate_quantized(x, None, None, scale * 0, shift * 0, EPS)
+    assert rows.values.float().eq(0).all() and rows.scale.isfinite().all()
+
+
+def test_no_tokens() -> None:
+    x, _, _, scale, shift = inputs(torch.float32)
+    moved, y = norm_modulate(x[:, :0], None, None, scale, shift, EPS, torch.bfloat16)
+    assert moved.shape == y.shape == (2, 0, 44)
+
+
+def test_gradients_are_those_of_the_reference() -> None:
+    given = [x.requires_grad_() for x in inputs(torch.float32, tokens=3)]
+    again = [x.detach().clone().requires_grad_() for x in given]
+    for run, leaves in ((norm_modulate, given), (ops.norm_modulate, again)):
+        moved, y = run(*leaves, EPS, torch.float32)
+        (moved.sin().sum() + y.cos().sum()).backward()
+    for leaf, expected in zip(given, again, strict=True):
+        torch.testing.assert_close(leaf.grad, expected.grad, atol=1e-5, rtol=1e-5)
+
+
+def test_what_it_does_not_take_is_said() -> None:
+    x, delta, gate, scale, shift = inputs(torch.float32)
+    with pytest.raises(ValueError, match=r"`gate` must have shape \[batch or 1, 1, dim\]"):
+        norm_modulate(x, delta, x, scale, shift, EPS, torch.float32)
+    with pytest.raises(ValueError, match="`delta` must have shape"):
+        norm_modulate(x, delta[:, :2], gate, scale, shift, EPS, torch.float32)
+    with pytest.raises(ValueError, match="together"):
+        norm_modulate(x, delta, gate, scale, None, EPS, torch.float32)

@@ -1,0 +1,76 @@
+"""Norm and rotation against float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lumosx_rt.kernels.qk_norm_rope import qk_norm_rope
+from lumosx_rt.reference import ops
+from lumosx_rt.reference.structure import rope_table
+from tests.kernels.cases import HALF, assert_within_budget, random
+
+EPS = 1e-6
+PLACES = torch.tensor([(0, 0, 0), (3, 1, 2), (20, 29, 51), (22, 119, 207), (1, 0, 1)])
+
+
+def tables(head_dim: int, batch: int, dtype: torch.dtype) -> Tensor:
+    """[2, batch, tokens, pairs], every row of the batch at places of its own."""
+    return rope_table(torch.stack([PLACES.roll(i, 0) for i in range(batch)]), head_dim, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize("heads, head_dim", [(2, 24), (3, 10), (1, 32)])
+@pytest.mark.parametrize("normed, turned", [(True, True), (True, False), (False, True)])
+def test_qk_norm_rope(
+    normed: bool, turned: bool, heads: int, head_dim: int, dtype: torch.dtype
+) -> None:
+    x = random(2, 5, heads * head_dim, seed=1, dtype=dtype) * 4
+    x[0, 0] *= 1e-3  # small enough for eps to count
+    weight = (random(heads * head_dim, seed=2) + 1).to(dtype) if normed else None
+    rope = tables(head_dim, 2, torch.float64) if turned else None
+    exact = ops.qk_norm_rope(
+        x.double(), None if weight is None else weight.double(), rope, heads, EPS
+    )
+    single = None if rope is None else rope.float()
+    plain = ops.qk_norm_rope(x, weight, single, heads, EPS)
+    actual = qk_norm_rope(x, weight, single, heads, EPS)
+    assert_within_budget("y", actual, plain, exact)
+
+
+def test_one_table_serves_a_batch() -> None:
+    x = random(3, 5, 48, seed=1)
+    rope = tables(24, 1, torch.float32)
+    expected = ops.qk_norm_rope(x, None, rope, 2, EPS)
+    torch.testing.assert_close(qk_norm_rope(x, None, rope, 2, EPS), expected)
+
+
+def test_neither_norm_nor_rotation_is_a_view() -> None:
+    x = random(1, 3, 48, seed=1)
+    assert torch.equal(qk_norm_rope(x, None, None, 2, EPS), x.unflatten(-1, (2, 24)))
+
+
+def test_no_tokens() -> None:
+    rope = tables(24, 1, torch.float32)[:, :, :0]
+    assert qk_norm_rope(torch.empty(1, 0, 48), None, rope, 2, EPS).shape == (1, 0, 2, 24)
+
+
+def test_gradients_are_those_of_the_reference() -> None:
+    given = [random(2, 5, 48, seed=1), random(48, seed=2) + 1]
+    rope = tables(24, 1, torch.float32)
+    gradients = []
+    for run in (qk_norm_rope, ops.qk_norm_rope):
+        leaves = [x.clone().requires_grad_() for x in given]
+        run(*leaves, rope, 2, EPS).sin().sum().backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_it_does_not_take_is_said() -> None:
+    x = random(2, 5, 48, seed=1)
+    with pytest.raises(ValueError, match="even heads"):
+        qk_norm_rope(x, None, tables(24, 1, torch.float32), 5, EPS)
+    with pytest.raises(ValueError, match=r"`rope` must have shape \[2, batch or 1"):
+        qk_norm_rope(x, None, tables(24, 3, torch.float32), 2, EPS)
+    with pytest.raises(ValueError, match="`weight` must have shape"):
+        qk_norm_rope(x, x[0, 0, :24], None, 2, EPS)

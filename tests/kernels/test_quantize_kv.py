@@ -1,0 +1,51 @@
+"""Keys and values in e4m3, against torch's own rounding."""
+
+import pytest
+import torch
+
+from lumosx_rt.kernels.quantize_kv import KEY_BLOCK, dequantize_kv, plain, quantize_kv
+from tests.kernels.cases import random, relative
+
+
+@pytest.mark.parametrize("tokens", [1, 127, 128, 300])
+@pytest.mark.parametrize("head_dim", [24, 32])
+def test_kernel_and_plain_torch_agree(tokens: int, head_dim: int) -> None:
+    shape = (2, tokens, 2, head_dim)
+    k = random(*shape, seed=1, dtype=torch.bfloat16) + 3
+    v = random(*shape, seed=2, dtype=torch.bfloat16) * torch.arange(1, head_dim + 1)
+    found, expected = quantize_kv(k, v.bfloat16()), plain(k, v.bfloat16())
+    for name, one, other in zip(found._fields, found, expected, strict=True):
+        assert one.shape == other.shape and one.dtype == other.dtype, name
+        # a quotient may round to the neighbour where it lies at a tie: rarely
+        differing = (one.float() != other.float()).float().mean()
+        assert differing < (0.01 if one.dtype == torch.float8_e4m3fn else 1e-9), name
+        torch.testing.assert_close(one.float(), other.float(), atol=1e-6, rtol=0.13)
+
+
+def test_what_comes_back_is_what_went_in_to_e4m3s_precision() -> None:
+    k, v = random(1, 200, 2, 32, seed=1) + 5, random(1, 200, 2, 32, seed=2)
+    k_again, v_again = dequantize_kv(quantize_kv(k, v), torch.float64)
+    centred = k.double() - k.double().mean(1, keepdim=True)
+    assert float((k_again - k).norm() / centred.norm()) < 0.03  # of what differs between keys
+    assert relative(v_again, v.double()) < 0.03
+
+
+def test_smoothing_by_the_mean_is_what_keeps_keys_apart() -> None:
+    """Control: e4m3 of keys with a large common part loses ten times as much."""
+    k = random(1, 256, 1, 32, seed=1) + 40
+    again, _ = dequantize_kv(quantize_kv(k, k), torch.float64)
+    blunt = (k / (k.amax() / 448)).to(torch.float8_e4m3fn).double() * (k.amax() / 448).double()
+    assert (blunt - k).norm() > 10 * (again - k).norm()
+
+
+def test_values_are_padded_to_whole_blocks_with_numbers() -> None:
+    kv = quantize_kv(random(1, 5, 2, 16, seed=1), random(1, 5, 2, 16, seed=2))
+    assert kv.v.shape == (1, 2, 16, KEY_BLOCK)
+    assert kv.v.float().isfinite().all()
+
+
+def test_constant_keys_and_no_keys() -> None:
+    ones = torch.ones(1, 5, 2, 16)
+    assert quantize_kv(ones, ones).k.float().eq(0).all()
+    kv = quantize_kv(ones[:, :0], ones[:, :0])
+    assert kv.k.shape[1] == 0 and kv.k_mean.eq(0).all()

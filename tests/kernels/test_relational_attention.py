@@ -1,0 +1,189 @@
+"""Self-attention against float64, on layouts whose frames end beside the tiles."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lumosx_rt.kernels.norm_modulate import quantize_rows
+from lumosx_rt.kernels.quantize_kv import dequantize_kv, quantize_kv
+from lumosx_rt.kernels.relational_attention import (
+    relational_attention,
+    relational_attention_lse,
+)
+from lumosx_rt.reference import ops
+from lumosx_rt.reference.ops import QKV
+from tests.kernels.cases import HALF, LAYOUTS, Case, assert_within_budget, double, relative
+
+
+def exact(case: Case) -> tuple[Tensor, Tensor]:
+    out = ops.self_attention(double(case.video), double(case.condition), case.structure, "")
+    assert out[1] is not None
+    return out[0], out[1]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_relational_attention(name: str, dtype: torch.dtype) -> None:
+    case = Case(name, dtype)
+    found = relational_attention(case.video, case.condition, case.structure)
+    plain = ops.self_attention(case.video, case.condition, case.structure, "")
+    for part, *results in zip(("video", "condition"), found, plain, exact(case), strict=True):
+        assert_within_budget(part, *results)
+
+
+@pytest.mark.parametrize("heads, head_dim", [(1, 10), (2, 32), (3, 64)])
+def test_head_sizes_in_half_precision(heads: int, head_dim: int) -> None:
+    for dtype in HALF:
+        case = Case("frames of one tile", dtype, heads=heads, head_dim=head_dim, seeds=1)
+        found = relational_attention(case.video, case.condition, case.structure)
+        plain = ops.self_attention(case.video, case.condition, case.structure, "")
+        for part, *results in zip(("video", "condition"), found, plain, exact(case), strict=True):
+            assert_within_budget(part, *results)
+
+
+def test_another_grouping_gives_another_answer() -> None:
+    """Control: the same tokens, grouped differently."""
+    case, other = Case("frames of one tile"), Case("frames of one tile")
+    other.structure = Case("frames of one tile").structure
+    flipped = other.structure.group_index.flip(0), other.structure.group_inverse.flip(0)
+    mask = other.structure.group_mask.flip(0)
+    structure = other.structure._replace(
+        group_index=flipped[0], group_mask=mask, group_inverse=flipped[1]
+    )
+    one = relational_attention(case.video, case.condition, case.structure)
+    two = relational_attention(case.video, case.condition, structure)
+    assert torch.equal(one[0], two[0])
+    assert one[1] is not None and two[1] is not None
+    assert relative(one[1], two[1].double()) > 0.1
+
+
+def test_the_last_block_needs_no_condition_queries() -> None:
+    case = Case("streams with their own groups")
+    silent = QKV(None, case.condition.k, case.condition.v)
+    video, condition = relational_attention(case.video, silent, case.structure)
+    assert condition is None
+    torch.testing.assert_close(video.double(), exact(case)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_log_sums_join_attention_over_parts() -> None:
+    case = Case("streams with their own groups")
+    out, _, lse = relational_attention_lse(case.video, case.condition, case.structure)
+    assert case.video.q is not None
+    keys = torch.cat([case.video.k, ops.over_seeds(case.condition.k, case.seeds)], 1).double()
+    logits = torch.einsum("bqhd,bkhd->bhqk", case.video.q.double(), keys) * case.head_dim**-0.5
+    torch.testing.assert_close(lse.double(), logits.logsumexp(-1), atol=1e-5, rtol=1e-5)
+
+
+# -- in e4m3 ---------------------------------------------------------------------------------------
+
+
+def quantized_attention(q: Tensor, k: Tensor, v: Tensor, round_p: bool) -> Tensor:
+    """One head, float64: queries in e4m3 by rows, the keys and values as given; p in e4m3 too
+    where round_p. q [m, d], k and v [n, d]."""
+    logits = q @ k.T * q.shape[-1] ** -0.5
+    p = (logits - logits.amax(-1, keepdim=True)).exp()
+    rounded = (p * 256).float().to(torch.float8_e4m3fn).double() / 256 if round_p else p
+    return rounded @ v / p.sum(-1, keepdim=True)
+
+
+def e4m3_cases(case: Case, round_p: bool) -> tuple[Tensor, Tensor]:
+    """Self-attention over identically quantized operands, one head and frame after the other."""
+    streams = len(case.layouts)
+    kv = dequantize_kv(quantize_kv(case.video.k, case.video.v), torch.float64)
+    ckv = dequantize_kv(quantize_kv(case.condition.k, case.condition.v), torch.float64)
+    # queries lose to rounding only where they meet what keys do not share
+    kmeans = quantize_kv(case.video.k, case.video.v).k_mean.double()
+    cmeans = quantize_kv(case.condition.k, case.condition.v).k_mean.double()
+    assert case.video.q is not None and case.condition.q is not None
+    results = []
+    for queries, own in ((case.video.q, True), (case.condition.q, False)):
+        rows = quantize_rows(queries)
+        rounded = rows.values.double() * rows.scale.double()
+        out = torch.zeros_like(rounded)
+        for b in range(queries.shape[0]):
+            s = b // case.seeds if own else b
+            video = s * case.seeds if not own else b
+            layout = case.layouts[s]
+            for first, last, frames in segments(case, s, own):
+                for h in range(case.heads):
+                    # q k = q8 (k - mean) + q mean: the second is not rounded
+                    logits, values = [], []
+                    for frame in frames:
+                        in_video = frame < layout.video_frames
+                        k, v = (x[video if in_video else s] for x in (kv if in_video else ckv)), 0
+                        k, v = list(k)
+                        mean = (kmeans[video] if in_video else cmeans[s])[h]
+                        at = frame if in_video else frame - layout.video_frames
+                        n = layout.frame_tokens
+                        part = slice(at * n, (at + 1) * n)
+                        q, q8 = queries[b, first:last, h].double(), rounded[b, first:last, h]
+                        logits.append(q8 @ (k[part, h] - mean).T + (q @ mean)[:, None])
+                        values.append(v[part, h])
+                    joined = torch.cat(logits, 1) * case.head_dim**-0.5
+                    p = (joined - joined.amax(-1, keepdim=True)).exp()
+                    used = (p * 256).float().to(torch.float8_e4m3fn).double() / 256
+                    weights = used if round_p else p
+                    total = p.sum(-1, keepdim=True)
+                    out[b, first:last, h] = weights @ torch.cat(values) / total
+        results.append(out)
+    assert streams
+    return results[0], results[1]
+
+
+def segments(case: Case, stream: int, video: bool) -> list[tuple[int, int, list[int]]]:
+    """(first query, last query, frames it sees) of one stream's video, or of its references."""
+    layout = case.layouts[stream]
+    if video:
+        return [(0, layout.video_tokens, list(range(layout.video_frames + layout.references)))]
+    n, found = layout.frame_tokens, []
+    for first, last in layout.groups:
+        for frame in range(first, last):
+            at = (frame - layout.video_frames) * n
+            found.append((at, at + n, list(range(first, last))))
+    return found
+
+
+@pytest.mark.parametrize("name", ["streams with their own groups", "wide frames"])
+def test_e4m3_attention(name: str) -> None:
+    case = Case(name, torch.bfloat16, head_dim=32)
+    found = relational_attention(case.video, case.condition, case.structure, e4m3=True)
+    exact_out, plain_out = e4m3_cases(case, False), e4m3_cases(case, True)
+    for part, actual, plain, expected in zip(
+        ("video", "condition"), found, plain_out, exact_out, strict=True
+    ):
+        assert actual is not None
+        assert_within_budget(part, actual, plain.to(actual.dtype), expected)
+    # and it is the same attention: as near to the unquantized one as e4m3 allows
+    for actual, expected in zip(found, exact(case), strict=True):
+        assert actual is not None and relative(actual, expected) < 0.12
+
+
+def test_e4m3_without_references_and_without_condition_queries() -> None:
+    case = Case("no references", torch.bfloat16, head_dim=32)
+    silent = QKV(None, case.condition.k, case.condition.v)
+    video, condition = relational_attention(case.video, silent, case.structure, e4m3=True)
+    assert condition is None and relative(video, exact(case)[0]) < 0.12
+
+
+def test_gradients_are_those_of_the_reference() -> None:
+    gradients = []
+    for run in (relational_attention, ops.self_attention):
+        case = Case("frames of one tile", heads=1, head_dim=10, seeds=1)
+        leaves = [x.requires_grad_() for x in (*case.video, *case.condition)]
+        out = run(case.video, case.condition, case.structure, "")
+        (out[0].sin().sum() + out[1].cos().sum()).backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_it_does_not_take_is_said() -> None:
+    case = Case("frames of one tile")
+    q, k, v = case.video
+    with pytest.raises(ValueError, match="`condition.k` must have shape"):
+        short = QKV(case.condition.q, case.condition.k[:, 1:], case.condition.v)
+        relational_attention(case.video, short, case.structure)
+    with pytest.raises(ValueError, match="frames of 16 tokens"):
+        relational_attention(QKV(q[:, 1:], k[:, 1:], v[:, 1:]), case.condition, case.structure)
+    with pytest.raises(ValueError, match="seeds of 2 streams"):
+        relational_attention(QKV(q[1:], k[1:], v[1:]), case.condition, case.structure)

@@ -1,0 +1,109 @@
+"""Cross-attention and the bias table against float64."""
+
+import pytest
+import torch
+
+from lumosx_rt.kernels.relational_cross_attention import bias_table, relational_cross_attention
+from lumosx_rt.reference import ops
+from lumosx_rt.reference.ops import WordBias
+from tests.kernels.cases import HALF, LAYOUTS, Case, assert_within_budget, relative
+
+BIASED = [name for name in LAYOUTS if name != "no references"]
+
+
+def run(op, case: Case, bias: WordBias | None, double: bool = False):
+    x = (case.video.q, case.condition.q, case.k, case.v)
+    x = tuple(t.double() for t in x) if double else x
+    structure = case.exact_structure() if double else case.structure
+    if bias is not None and double:
+        bias = WordBias(bias.template.double(), bias.ratio)
+    return op(*x, bias, structure, "")
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_relational_cross_attention(name: str, dtype: torch.dtype) -> None:
+    case = Case(name, dtype)
+    results = (
+        run(relational_cross_attention, case, case.bias),
+        run(ops.cross_attention, case, case.bias),
+        run(ops.cross_attention, case, case.bias, double=True),
+    )
+    for part, *each in zip(("video", "condition"), *results, strict=True):
+        assert_within_budget(part, *each)
+
+
+@pytest.mark.parametrize("text_len", [1, 32, 80])
+def test_texts_that_end_beside_and_on_the_tiles(text_len: int) -> None:
+    for dtype in HALF:
+        case = Case("wide frames", dtype, heads=1, head_dim=32, text_len=text_len, seeds=1)
+        results = (
+            run(relational_cross_attention, case, case.bias),
+            run(ops.cross_attention, case, case.bias),
+            run(ops.cross_attention, case, case.bias, double=True),
+        )
+        for part, *each in zip(("video", "condition"), *results, strict=True):
+            assert_within_budget(part, *each)
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_bias_table(name: str) -> None:
+    case = Case(name)
+    table = bias_table(case.condition.q, case.k, case.bias, case.structure)
+    wide = (case.condition.q.double(), case.k.double())
+    template = WordBias(case.bias.template.double(), case.bias.ratio)
+    exact = ops.bias_table(*wide, template, case.exact_structure())
+    plain = ops.bias_table(case.condition.q, case.k, case.bias, case.structure)
+    assert_within_budget("table", table, plain, exact)
+    assert exact.abs().max() > 0.1
+
+
+def test_without_bias_and_with_an_empty_template() -> None:
+    case = Case("streams with their own groups")
+    nothing = WordBias(torch.zeros_like(case.bias.template), 0.7)
+    plain = run(relational_cross_attention, case, None)
+    empty = run(relational_cross_attention, case, nothing)
+    expected = run(ops.cross_attention, case, None)
+    for a, b, c in zip(plain, empty, expected, strict=True):
+        torch.testing.assert_close(a, c)
+        torch.testing.assert_close(b, c)
+    biased = run(relational_cross_attention, case, case.bias)
+    assert torch.equal(biased[0], plain[0])
+    assert relative(biased[1], plain[1].double()) > 1e-2  # control: the bias does something
+
+
+def test_without_condition_queries() -> None:
+    case = Case("streams with their own groups")
+    video, condition = relational_cross_attention(
+        case.video.q, None, case.k, case.v, case.bias, case.structure
+    )
+    assert condition is None
+    assert torch.equal(video, run(relational_cross_attention, case, case.bias)[0])
+
+
+def test_gradients_are_those_of_the_reference() -> None:
+    """The bias is part of it: gradients flow through the pooled queries too."""
+    gradients = []
+    for op in (relational_cross_attention, ops.cross_attention):
+        case = Case("wide frames", heads=1, head_dim=10, seeds=1)
+        leaves = [
+            x.requires_grad_()
+            for x in (case.video.q, case.condition.q, case.k, case.v, case.bias.template)
+        ]
+        out = run(op, case, case.bias)
+        (out[0].sin().sum() + out[1].cos().sum()).backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_it_does_not_take_is_said() -> None:
+    case = Case("wide frames")
+    q, cq, k, v = case.video.q, case.condition.q, case.k, case.v
+    with pytest.raises(ValueError, match="`v` must have shape"):
+        relational_cross_attention(q, cq, k, v[:, 1:], case.bias, case.structure)
+    with pytest.raises(ValueError, match="`bias.template` must have shape"):
+        short = WordBias(case.bias.template[..., 1:], 0.5)
+        relational_cross_attention(q, cq, k, v, short, case.structure)
+    with pytest.raises(ValueError, match="`condition_q` must have shape"):
+        relational_cross_attention(q, cq[:, 1:], k, v, case.bias, case.structure)

@@ -1,0 +1,60 @@
+"""The named ways to do self-attention agree, and none stands in for another."""
+
+import pytest
+import torch
+
+from lumosx_rt.kernels.self_attention import NAMES, frame_visibility, self_attention
+from lumosx_rt.reference import ops
+from lumosx_rt.reference.ops import QKV
+from tests.kernels.cases import LAYOUTS, Case, double, relative
+
+ON_A_CPU = [name for name in NAMES if name not in ("split-sdpa:cudnn", "split-sdpa:efficient")]
+
+
+@pytest.mark.parametrize("name", ON_A_CPU)
+@pytest.mark.parametrize("layout", ["streams with their own groups", "no references"])
+def test_every_implementation_is_the_same_attention(layout: str, name: str) -> None:
+    torch.use_deterministic_algorithms(False)  # torch's own kernels own their scratch buffers
+    case = Case(layout, head_dim=32)
+    exact = ops.self_attention(double(case.video), double(case.condition), case.structure, "")
+    found = self_attention(name)(case.video, case.condition, case.structure, "")
+    for actual, expected in zip(found, exact, strict=True):
+        assert relative(actual, expected) < 1e-6
+    silent = QKV(None, case.condition.k, case.condition.v)
+    video, condition = self_attention(name)(case.video, silent, case.structure, "")
+    assert condition is None
+    assert relative(video, exact[0]) < 1e-6
+
+
+def test_flex_makes_a_new_mask_for_a_new_structure() -> None:
+    torch.use_deterministic_algorithms(False)
+    attend = self_attention("flex")
+    for layout in ("frames of one tile", "groups of one to four", "frames of one tile"):
+        case = Case(layout, head_dim=32, seeds=1)
+        exact = ops.self_attention(double(case.video), double(case.condition), case.structure, "")
+        found = attend(case.video, case.condition, case.structure, "")
+        assert relative(found[1], exact[1]) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["split-sdpa:cudnn", "split-sdpa:efficient"])
+def test_a_backend_that_is_not_there_is_an_error_not_another_one(name: str) -> None:
+    case = Case("frames of one tile", head_dim=32, seeds=1)
+    with pytest.raises(RuntimeError, match="No available kernel|backend"):
+        self_attention(name)(case.video, case.condition, case.structure, "")
+
+
+def test_names_are_checked() -> None:
+    with pytest.raises(ValueError, match="got 'flash', accepted are triton, split-sdpa"):
+        self_attention("flash")
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_frame_visibility_is_the_layouts(name: str) -> None:
+    case = Case(name)
+    sees = frame_visibility(case.structure, case.layouts[0].video_frames)
+    for layout, found in zip(case.layouts, sees, strict=True):
+        n, frames = layout.frame_tokens, layout.tokens // layout.frame_tokens
+        expected = torch.zeros(frames, frames, dtype=torch.bool)
+        for (top, bottom), (left, right) in layout.attention_ranges:
+            expected[top // n : bottom // n, left // n : right // n] = True
+        assert torch.equal(found, expected)
