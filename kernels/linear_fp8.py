@@ -113,26 +113,28 @@ def scaled_product(
     return (out if bias is None else out + bias).to(dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def kernel(
     x,
     out,
     scale,
+    rows,
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """A program: one row, read twice (the second time from cache)."""
     row = tl.program_id(0).to(tl.int64)
+    width = tl.where(row < rows, DIM, 0)
     column = tl.arange(0, BLOCK)
     most = tl.zeros([BLOCK], tl.float32)
     for start in range(0, DIM, BLOCK):
-        inside = start + column < DIM
+        inside = start + column < width
         h = tl.load(x + row * DIM + start + column, mask=inside, other=0.0).to(tl.float32)
         most = tl.maximum(most, tl.abs(_gelu(h)))
     step = row_scale(most, 0)
-    tl.store(scale + row, step)
+    tl.store(scale + row, step, mask=row < rows)
     for start in range(0, DIM, BLOCK):
-        inside = start + column < DIM
+        inside = start + column < width
         h = tl.load(x + row * DIM + start + column, mask=inside, other=0.0).to(tl.float32)
         tl.store(
             out + row * DIM + start + column, cast(_gelu(h) / step, tl.float8e4nv), mask=inside
@@ -159,10 +161,9 @@ def _plain(x: Tensor) -> tuple[Tensor, Tensor]:
 def _launch(x: Tensor) -> tuple[Tensor, Tensor]:
     outputs = _empty(x)
     tiles = row_tiles("gelu_quantize", x.device)
-    if x.numel():
-        launcher(kernel, (x.shape[0],))(
-            x, *outputs, **constants(x.shape[1], tiles), num_warps=tiles.num_warps
-        )
+    launcher(kernel, (torch.sym_max(x.shape[0], 1),))(
+        x, *outputs, x.shape[0], **constants(x.shape[1], tiles), num_warps=tiles.num_warps
+    )
     return outputs
 
 

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lumosx_rt.kernels.numerics import E4M3_MAX, cast, row_scale
-from lumosx_rt.kernels.registration import check, launcher, operator
+from lumosx_rt.kernels.registration import check, check_broadcast, launcher, operator
 from lumosx_rt.kernels.tiles import RowTiles, row_tiles
 from lumosx_rt.reference import ops
 
@@ -83,8 +83,8 @@ def _checked(
             rows.append(None)
             continue
         row = row.reshape(1, 1, -1) if row.dim() == 1 else row
-        sizes = (batch if row.shape[0] == batch else 1, 1, dim)
-        check(name, row, "[batch or 1, 1, dim]", sizes)
+        check(name, row, "[batch or 1, 1, dim]", (None, 1, dim))
+        check_broadcast(name, row.shape[0], batch)
         rows.append(row.float().expand(batch, 1, dim))
     if (scale is None) != (shift is None):
         raise ValueError("`scale` and `shift` must be given together")
@@ -193,18 +193,19 @@ def _launch(
     outputs = _empty(x, delta, gate, scale, shift, eps, dtype, quantize)
     batch, tokens, dim = x.shape
     tiles = row_tiles("norm_modulate", x.device)
-    grid = (triton.cdiv(tokens, tiles.rows), batch)
-    if x.numel():
-        launcher(kernel, grid)(
-            x,
-            *(x if given is None else given for given in (delta, gate, scale, shift)),
-            *(x if out.numel() == 0 else out for out in outputs),
-            tokens,
-            *(0 if row is None else row.stride(0) for row in (gate, scale, shift)),
-            eps,
-            **constants(dim, tiles, delta, gate, scale, quantize),
-            num_warps=tiles.warps(triton.next_power_of_2(dim)),
-        )
+    grid = (torch.sym_max(triton.cdiv(tokens, tiles.rows), 1), batch)
+    launcher(kernel, grid)(
+        x,
+        *(x if given is None else given for given in (delta, gate, scale, shift)),
+        x if delta is None else outputs[0],
+        outputs[1],
+        outputs[2] if quantize else x,
+        tokens,
+        *(0 if row is None else row.stride(0) for row in (gate, scale, shift)),
+        eps,
+        **constants(dim, tiles, delta, gate, scale, quantize),
+        num_warps=tiles.warps(triton.next_power_of_2(dim)),
+    )
     return outputs
 
 

@@ -10,12 +10,13 @@ In float32 with one rounding at the end. Attention quantizes queries as it loads
 against the mean of all keys, so there is no e4m3 output here.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from lumosx_rt.kernels.numerics import cast
-from lumosx_rt.kernels.registration import check, launcher, operator
+from lumosx_rt.kernels.registration import check, check_broadcast, launcher, operator
 from lumosx_rt.kernels.tiles import RowTiles, row_tiles
 from lumosx_rt.reference import ops
 
@@ -35,10 +36,10 @@ def qk_norm_rope(
     if weight is not None:
         check("weight", weight, "[dim]", [dim])
     if rope is not None:
-        per_batch = batch if rope.shape[1] == batch else 1
-        shape = [2, per_batch, tokens, dim // heads // 2]
+        shape = [2, None, tokens, dim // heads // 2]
         check("rope", rope, "[2, batch or 1, tokens, pairs]", shape)
-        rope = rope.float().contiguous()
+        check_broadcast("rope", rope.shape[1], batch)
+        rope = rope.float().contiguous().expand(-1, batch, -1, -1)
     if weight is None and rope is None:
         return x.unflatten(-1, (heads, -1))
     return _OPERATOR(x.contiguous(), weight, rope, heads, eps)
@@ -105,20 +106,19 @@ def _launch(
     out = _empty(x, weight, rope, heads, eps)
     batch, tokens, dim = x.shape
     tiles = row_tiles("qk_norm_rope", x.device)
-    grid = (triton.cdiv(tokens, tiles.rows), batch)
-    if x.numel():
-        launcher(kernel, grid)(
-            x,
-            x if weight is None else weight,
-            x if rope is None else rope,
-            out,
-            tokens,
-            0 if rope is None or rope.shape[1] == 1 else rope.stride(1),
-            0 if rope is None else rope.stride(0),
-            eps,
-            **constants(dim, heads, tiles, weight, rope),
-            num_warps=tiles.warps(triton.next_power_of_2(dim)),
-        )
+    grid = (torch.sym_max(triton.cdiv(tokens, tiles.rows), 1), batch)
+    launcher(kernel, grid)(
+        x,
+        x if weight is None else weight,
+        x if rope is None else rope,
+        out,
+        tokens,
+        0 if rope is None else rope.stride(1),
+        0 if rope is None else rope.stride(0),
+        eps,
+        **constants(dim, heads, tiles, weight, rope),
+        num_warps=tiles.warps(triton.next_power_of_2(dim)),
+    )
     return out
 
 

@@ -66,13 +66,42 @@ def _statistics(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Mean of keys and scale of values, over tokens: two float32 [batch, heads, head_dim]."""
     if not k.shape[1]:
         zeros = k.new_zeros((k.shape[0], *k.shape[2:]), dtype=torch.float32)
-        return zeros, torch.ones_like(zeros)
+        return zeros, zeros + 1e-12 / E4M3_MAX
     amax = torch.maximum(v.amax(1), -v.amin(1)).float()
     return k.mean(1, dtype=torch.float32), amax.clamp_min(1e-12) * (1.0 / E4M3_MAX)
 
 
 def _to_e4m3(x: Tensor) -> Tensor:
     return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+
+
+@triton.jit(do_not_specialize=["tokens", "blocks"])
+def statistics_kernel(
+    k,
+    v,
+    k_sum,
+    v_amax,
+    tokens,
+    blocks,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """A program: one block of tokens of one head; a last block that stays zero is not its own."""
+    block = tl.program_id(0)
+    head = tl.program_id(1)
+    batch = tl.program_id(2).to(tl.int64)
+    token = block * _KEY_BLOCK + tl.arange(0, _KEY_BLOCK)
+    channel = tl.arange(0, BLOCK_D)
+    inside = (token < tokens)[:, None] & (channel < HEAD_DIM)[None, :]
+    at = (batch * tokens + token[:, None]) * (HEADS * HEAD_DIM) + head * HEAD_DIM
+    at = at + channel[None, :]
+    keys = tl.load(k + at, mask=inside, other=0.0).to(tl.float32)
+    values = tl.load(v + at, mask=inside, other=0.0).to(tl.float32)
+    row = ((batch * (blocks + 1) + block) * HEADS + head) * HEAD_DIM + channel
+    mine = channel < tl.where(block < blocks, HEAD_DIM, 0)
+    tl.store(k_sum + row, tl.sum(keys, 0), mask=mine)
+    tl.store(v_amax + row, tl.max(tl.abs(values), 0), mask=mine)
 
 
 @triton.jit(do_not_specialize=["tokens", "blocks"])
@@ -106,13 +135,14 @@ def kernel(
     centred = tl.load(k + at, mask=inside, other=0.0).to(tl.float32) - mean[None, :]
     centred = tl.where(inside, centred, 0.0)
     step = tl.maximum(tl.max(tl.max(tl.abs(centred), 1), 0), 1e-12) * (1.0 / 448.0)
-    tl.store(k_scale + (batch * HEADS + head) * blocks + block, step)
+    tl.store(k_scale + (batch * HEADS + head) * blocks + block, step, mask=block < blocks)
     tl.store(k8 + at, cast(centred / step, tl.float8e4nv), mask=inside)
 
     steps = tl.load(v_scale + per_channel, mask=known, other=1.0)
     values = tl.load(v + at, mask=inside, other=0.0).to(tl.float32) / steps[None, :]
     row = per_channel[None, :] * (blocks * _KEY_BLOCK) + token[:, None]
-    tl.store(v8 + row, cast(values, tl.float8e4nv), mask=known[None, :])
+    width = tl.where(block < blocks, HEAD_DIM, 0)
+    tl.store(v8 + row, cast(values, tl.float8e4nv), mask=(channel < width)[None, :])
 
 
 def _empty(k: Tensor, v: Tensor) -> QuantizedKV:
@@ -130,23 +160,19 @@ def _empty(k: Tensor, v: Tensor) -> QuantizedKV:
 
 def _launch(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, tokens, heads, head_dim = k.shape
-    mean, v_scale = _statistics(k, v)
-    out = _empty(k, v)._replace(k_mean=mean, v_scale=v_scale)
+    out = _empty(k, v)
     blocks = out.k_scale.shape[2]
-    if k.numel():
-        launcher(kernel, (blocks, heads, batch))(
-            k,
-            v,
-            mean,
-            v_scale,
-            out.k,
-            out.k_scale,
-            out.v,
-            tokens,
-            blocks,
-            **constants(heads, head_dim),
-            num_warps=4,
-        )
+    grid = (torch.sym_max(blocks, 1), heads, batch)
+    sizes, arguments = (tokens, blocks), constants(heads, head_dim)
+    # a block more than there are, of zeros: so there is one where there are no tokens
+    sums, amax = k.new_zeros((2, batch, blocks + 1, heads, head_dim), dtype=torch.float32)
+    launcher(statistics_kernel, grid)(k, v, sums, amax, *sizes, **arguments, num_warps=4)
+    mean = sums.sum(1) / torch.sym_max(tokens, 1)
+    v_scale = amax.amax(1).clamp_min(1e-12) * (1.0 / E4M3_MAX)
+    out = out._replace(k_mean=mean, v_scale=v_scale)
+    launcher(kernel, grid)(
+        k, v, mean, v_scale, out.k, out.k_scale, out.v, *sizes, **arguments, num_warps=4
+    )
     return out
 
 

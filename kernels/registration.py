@@ -90,3 +90,9 @@ def check(name: str, tensor: Tensor, shape: str, sizes: Sequence[int | None]) ->
         raise ValueError(
             f"`{name}` must have shape {shape} = [{expected}], got {list(tensor.shape)}"
         )
+
+
+def check_broadcast(name: str, size: int, full: int) -> None:
+    """Raises ValueError unless an axis is 1 or full; symbolic sizes are left to the expansion."""
+    if isinstance(size, int) and isinstance(full, int) and size not in (1, full):
+        raise ValueError(f"`{name}` must have 1 or {full} entries a batch, got {size}")

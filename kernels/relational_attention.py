@@ -259,7 +259,7 @@ def _run(
     if cq is not None:
         items += streams * heads * references * triton.cdiv(frame_tokens, tiles.block_m)
     programs = tiles.programs_per_sm * processors(q.device) or items
-    launcher(kernel, (min(items, programs),))(
+    launcher(kernel, (torch.sym_max(torch.sym_min(items, programs), 1),))(
         q,
         *kv,
         q if cq is None else cq,
@@ -268,7 +268,9 @@ def _run(
         groups[0],
         groups[1].view(torch.uint8),
         groups[2],
-        *(q if out.numel() == 0 else out for out in outputs),
+        outputs[0],
+        q if cq is None else outputs[1],
+        outputs[2] if lse else q,
         items,
         video_items,
         video_tokens,

@@ -109,7 +109,10 @@ def table_kernel(
     block = tl.program_id(0)
     head = tl.program_id(1)
     reference = tl.program_id(2).to(tl.int64)  # over streams
-    stream = reference // references
+    stream = reference // tl.maximum(references, 1)
+    # where there are no references one program runs, and does nothing
+    tiles = tl.where(references > 0, tiles, 0)
+    text_len = tl.where(references > 0, text_len, 0)
     tile = block * BLOCK_T + tl.arange(0, BLOCK_T)
     tile_columns = tl.cdiv(width, POOLING)
     top = tile // tile_columns * POOLING
@@ -206,22 +209,21 @@ def _table(q: Tensor, k: Tensor, template: Tensor, bias_tiles: Tensor, ratio: fl
     height, width = bias_tiles.shape
     tiles = -(-height // POOLING_BLOCK) * -(-width // POOLING_BLOCK)
     table = q.new_empty((streams, heads, references, tiles, text_len))
-    if table.numel():
-        grid = (triton.cdiv(tiles, TILES_AT_ONCE), heads, streams * references)
-        launcher(table_kernel, grid)(
-            q,
-            k,
-            template,
-            table,
-            references,
-            height,
-            width,
-            tiles,
-            text_len,
-            ratio * head_dim**-0.5,
-            **table_constants(heads, head_dim),
-            num_warps=4,
-        )
+    grid = (triton.cdiv(tiles, TILES_AT_ONCE), heads, torch.sym_max(streams * references, 1))
+    launcher(table_kernel, grid)(
+        q,
+        k,
+        template,
+        table,
+        references,
+        height,
+        width,
+        tiles,
+        text_len,
+        ratio * head_dim**-0.5,
+        **table_constants(heads, head_dim),
+        num_warps=4,
+    )
     return table
 
 
@@ -248,8 +250,9 @@ def _launch(
 ) -> tuple[Tensor, Tensor]:
     outputs = _empty(q, cq)
     _attend(q, k, v, None, bias_tiles, outputs[0])
-    if cq is not None and cq.numel():
-        frames = cq.unflatten(1, (-1, bias_tiles.numel())).flatten(0, 1)
+    if cq is not None:
+        frame_tokens = bias_tiles.numel()
+        frames = cq.unflatten(1, (cq.shape[1] // frame_tokens, frame_tokens)).flatten(0, 1)
         table = None if template is None else _table(cq, k, template, bias_tiles, ratio)
         _attend(frames, k, v, table, bias_tiles, outputs[1])
     return outputs
@@ -264,7 +267,7 @@ def _attend(
     tiles = attention_tiles("relational_cross_attention", name, head_dim, q.device)
     items = sequences * heads * triton.cdiv(tokens, tiles.block_m)
     programs = tiles.programs_per_sm * processors(q.device) or items
-    launcher(kernel, (min(items, programs),))(
+    launcher(kernel, (torch.sym_max(torch.sym_min(items, programs), 1),))(
         q,
         k,
         v,

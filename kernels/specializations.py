@@ -75,6 +75,14 @@ def of_quantize_kv(dtype: torch.dtype, heads: int, head_dim: int) -> Specializat
     return _specialization("quantize_kv", quantize_kv.kernel, types, constants)
 
 
+def of_kv_statistics(dtype: torch.dtype, heads: int, head_dim: int) -> Specialization:
+    """What keys share and how large values are, block by block."""
+    types = dict.fromkeys(("k", "v"), _POINTERS[dtype]) | dict.fromkeys(("k_sum", "v_amax"), _F32)
+    constants = quantize_kv.constants(heads, head_dim)
+    kernel = quantize_kv.statistics_kernel
+    return _specialization("kv_statistics", kernel, types, constants)
+
+
 def of_norm_modulate(
     dtype: torch.dtype, dim: int, tiles: RowTiles, *, quantize: bool = False
 ) -> Specialization:

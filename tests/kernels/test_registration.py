@@ -10,7 +10,7 @@ import torch
 from torch.library import opcheck
 
 from tests.kernels.cases import Case
-from tests.kernels.traced import calls
+from tests.kernels.traced import LIMITS, calls
 
 NAMES = (
     "norm_modulate",
@@ -47,8 +47,15 @@ def test_on_a_cpu_it_exports_as_one_operator_and_computes_the_plain_formulation(
 def test_on_a_gpu_compilers_see_the_kernels_inside(
     name: str, uninterpreted: dict[str, dict]
 ) -> None:
-    kernels = {"relational_attention_e4m3": 3, "relational_cross_attention": 3}.get(name, 1)
+    kernels = {"relational_attention_e4m3": 5, "relational_cross_attention": 3}.get(name, 1)
     assert uninterpreted[name]["launches"] == {"triton_kernel_wrapper_functional": kernels}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_graph_serves_all_sizes_on_a_gpu(name: str, uninterpreted: dict[str, dict]) -> None:
+    """Zero references, one stream and one seed included."""
+    found = uninterpreted[name]["ranges"]
+    assert found and found == {axis: list(LIMITS[axis][1:]) for axis in found}
 
 
 @pytest.mark.parametrize("name", NAMES)

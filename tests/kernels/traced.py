@@ -6,13 +6,14 @@ that claim to be on an sm_90, through the same functionalization that compilers 
 
 import json
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
 import torch
 from torch import nn
 from torch._functorch.aot_autograd import aot_export_module
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim
 
 from lumosx_rt.kernels import (
     norm_modulate,
@@ -93,17 +94,98 @@ def flat(outputs):
     return tuple(x for out in outputs for x in (out if isinstance(out, tuple) else (out,)))
 
 
-def launches(function, tensors) -> Counter:
-    """How often each operator and Triton kernel stands in the functionalized trace."""
+@contextmanager
+def on_a_gpu(mode: FakeTensorMode):
+    """Fake tensors, and tiles as on an sm_90."""
     with ExitStack() as stack:
         stack.enter_context(patch.object(tiles, "architecture_of", lambda device: 90))
         for module in (relational_attention, relational_cross_attention):
             stack.enter_context(patch.object(module, "processors", lambda device: 132))
-        stack.enter_context(FakeTensorMode())
+        stack.enter_context(mode)
+        yield
+
+
+def launches(function, tensors) -> Counter:
+    """How often each operator and Triton kernel stands in the functionalized trace."""
+    with on_a_gpu(FakeTensorMode()):
         fakes = [torch.empty(t.shape, dtype=t.dtype, device="cuda") for t in tensors]
         graph, _ = aot_export_module(Call(function), fakes, trace_joint=False)
     targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
     return Counter(t for t in targets if "triton" in t or "lumosx" in t)
+
+
+SHAPES = {
+    "norm_modulate": ["b t c", "b t c", "b 1 c"],
+    "norm_modulate_quantized": ["b t c", "b t c", "b 1 c"],
+    "qk_norm_rope": ["s r c", "c", "2 s r p"],
+    "relational_attention": [*["b t H D"] * 3, *["s r H D"] * 3, "s g m", "s g m", "s R", "h w"],
+    "relational_cross_attention": [
+        "b t H D", "s r H D", "s L H D", "s L H D", "s R L", "h w", "s R",
+    ],
+    "gelu_quantize": ["b t c"],
+}  # fmt: skip
+SHAPES["relational_attention_e4m3"] = SHAPES["relational_attention"]
+
+
+LIMITS = {
+    "s": (2, 1, 64), "e": (3, 1, 64), "f": (5, 1, 1023), "h": (7, 1, 1023), "w": (11, 1, 1023),
+    "R": (4, 0, 64), "g": (6, 1, 64), "m": (8, 1, 1000),
+}  # fmt: skip
+PRODUCTS = {"b": "s e", "t": "f h w", "r": "R h w"}
+
+
+class Joined(Call):
+    """A call whose inputs come with streams and seeds, frames, height and width apart."""
+
+    def __init__(self, function, shapes: list[str]) -> None:
+        super().__init__(function)
+        self.shapes = [shape.split() for shape in shapes]
+
+    def forward(self, *tensors):
+        joined = []
+        for tensor, shape in zip(tensors, self.shapes, strict=True):
+            for i, axis in enumerate(shape):
+                if axis in PRODUCTS:
+                    tensor = tensor.flatten(i, i + PRODUCTS[axis].count(" "))
+            joined.append(tensor)
+        return flat(self.function(*joined))
+
+
+def ranges(name: str, function, tensors, case: Case) -> dict[str, list[int]]:
+    """Exports a GPU's branch once for all streams, seeds, frames, sizes, references, groups and
+    members, and says which ranges the export left them: [least, most]."""
+    dims = {axis: Dim(axis, min=low, max=high) for axis, (_, low, high) in LIMITS.items()}
+    fixed = {"H": case.heads, "D": case.head_dim, "L": case.k.shape[1]}
+    fixed |= {"c": case.heads * case.head_dim, "p": case.head_dim // 2}
+    shapes = [
+        [axis for part in shape.split() for axis in PRODUCTS.get(part, part).split()]
+        for shape in SHAPES[name]
+    ]
+    hints = {axis: hint for axis, (hint, _, _) in LIMITS.items()} | fixed
+    with on_a_gpu(FakeTensorMode()):
+        given = tuple(
+            torch.empty([hints.get(a) or int(a) for a in axes], dtype=t.dtype, device="cuda")
+            for axes, t in zip(shapes, tensors, strict=True)
+        )
+        program = torch.export.export(
+            Joined(function, SHAPES[name]),
+            given,
+            dynamic_shapes=(
+                tuple({i: dims[a] for i, a in enumerate(x) if a in dims} for x in shapes),
+            ),
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+    left = program.range_constraints
+    inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
+    found: dict[str, list[int]] = {}
+    for node, axes in zip(inputs, shapes, strict=True):
+        for axis, size in zip(axes, node.meta["val"].shape, strict=True):
+            if axis in dims and isinstance(size, int):
+                found[axis] = [size, size]  # specialised: not what is wanted
+            elif axis in dims and size.node.expr in left:
+                bounds = left[size.node.expr]
+                found.setdefault(axis, [int(bounds.lower), int(bounds.upper)])
+    return found
 
 
 def main() -> None:
@@ -128,6 +210,7 @@ def main() -> None:
     found["relational_attention"]["is the plain one"] = torch.equal(video, plain[0])
     for name, (function, tensors) in calls(Case("frames of one tile"), torch.bfloat16).items():
         found[name]["launches"] = dict(launches(function, tensors))
+        found[name]["ranges"] = ranges(name, function, tensors, case)
     print(json.dumps(found))
 
 
