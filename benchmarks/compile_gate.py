@@ -77,6 +77,7 @@ def claims(sm: int) -> Iterator[tuple[str, Specialization]]:
                     of.of_relational_attention(dtype, heads, head_dim, tiles, e4m3=True),
                 )
                 words = f"{kind} to e4m3, heads of {head_dim}"
+                yield words, of.of_kv_statistics(dtype, heads, head_dim)
                 yield words, of.of_quantize_kv(dtype, heads, head_dim)
         for dim in WIDTHS:
             if supports("norm_modulate", sm, E4M3):

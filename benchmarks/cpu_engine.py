@@ -26,7 +26,7 @@ from torch import Tensor
 from lumosx_rt.backends import Backend, Inputs
 from lumosx_rt.backends.eager import EagerBackend
 from lumosx_rt.backends.onnxruntime import OnnxRuntimeBackend
-from lumosx_rt.export import graph
+from lumosx_rt.export import graph, program
 from lumosx_rt.export.ops import rotate_operator
 from lumosx_rt.reference.config import PRESETS
 from lumosx_rt.reference.errors import LumosXError
@@ -100,7 +100,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Rows of one layout; ratios are of each round's times, so that drift cancels."""
     layout = SceneLayout.from_key(key)
-    model_inputs = graph.model_inputs(PRESETS["tiny"], [layout, layout], seeds)
+    model_inputs = program.model_inputs(PRESETS["tiny"], [layout, layout], seeds)
     latents, _, text, references, template, structure = model_inputs
     inputs = Inputs(text, references, template, structure, tuple(latents.shape))
     runs: dict[str, Callable[[], Tensor]] = {

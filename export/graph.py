@@ -1,84 +1,20 @@
-"""Model -> torch.export -> ONNX with external data: one graph for every grouping and size.
-
-Streams, seeds, frames, height, width, references, groups and members are all dynamic; a scene
-without references is the same graph with zero reference frames. Standard operators only.
-"""
+"""The traced program -> ONNX with external data: one graph, of standard operators only."""
 
 import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from lumosx_rt.export.ops import export_ops
-from lumosx_rt.reference.config import LumosXConfig
-from lumosx_rt.reference.layout import ROPE_TABLE, SceneLayout
+from lumosx_rt.export.program import AXES, INPUTS, OUTPUT, trace
 from lumosx_rt.reference.model import LumosX
-from lumosx_rt.reference.structure import Structure, structure_of
 
-Precision = Literal["fp32", "fp16"]
 OPSETS = (23, 20)
-INPUTS = ("latents", "time", "text", "references", "template", *Structure._fields)
-OUTPUT = "velocity"
-MAX_STREAMS, MAX_SEEDS = 64, 64
-MAX_REFERENCES = 64
-
-# the names of each input's axes; a number is fixed, "2*x" is twice the axis x
-AXES: dict[str, tuple[str | int, ...]] = {
-    "latents": ("streams", "seeds", "channels", "frames", "2*height", "2*width"),
-    "time": ("streams",),
-    "text": ("streams", "text_len", "text_dim"),
-    "references": ("streams", "references", "channels", "2*height", "2*width"),
-    "template": ("streams", "references", "text_len"),
-    "rope_video": (2, "frames", "height", "width", "pairs"),
-    "rope_references": (2, "streams", "references", "height", "width", "pairs"),
-    "tile_pool": ("tiles", "height", "width"),
-    "bias_tiles": ("height", "width"),
-    "group_index": ("streams", "groups", "members"),
-    "group_mask": ("streams", "groups", "members"),
-    "group_inverse": ("streams", "references"),
-}
-LIMITS = {
-    "streams": (1, MAX_STREAMS),
-    "seeds": (1, MAX_SEEDS),
-    "frames": (1, ROPE_TABLE),
-    "height": (1, ROPE_TABLE),
-    "width": (1, ROPE_TABLE),
-    "references": (0, MAX_REFERENCES),
-    "groups": (1, MAX_REFERENCES),
-    "members": (1, ROPE_TABLE + MAX_REFERENCES),  # with visibility off, a group holds every frame
-    "tiles": (1, (ROPE_TABLE // 8) ** 2),
-}
-
-
-def model_inputs(
-    config: LumosXConfig, layouts: list[SceneLayout], seeds: int, seed: int = 0
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Structure]:
-    """Random inputs of the model for streams of these layouts, as the model takes them."""
-    first, streams = layouts[0], len(layouts)
-    random = torch.Generator("cpu").manual_seed(seed)
-    size = (2 * first.height, 2 * first.width)
-    references, text_len = first.references, config.text_len
-    return (
-        torch.randn(streams, seeds, config.in_dim, first.video_frames, *size, generator=random),
-        torch.randint(1, 1000, (streams,), generator=random),
-        torch.randn(streams, text_len, config.text_dim, generator=random),
-        torch.randn(streams, references, config.in_dim, *size, generator=random),
-        torch.randn(streams, references, text_len, generator=random),
-        structure_of(layouts, config.head_dim),
-    )
-
-
-def feed_of(inputs: tuple[Any, ...]) -> dict[str, Tensor]:
-    """The model's positional inputs under the graph's names."""
-    *tensors, structure = inputs
-    return dict(zip(INPUTS, [*tensors, *structure], strict=True))
 
 
 def export_onnx(
@@ -86,7 +22,7 @@ def export_onnx(
     path: Path,
     *,
     opset: int = OPSETS[0],
-    precision: Precision = "fp32",
+    precision: str = "fp32",
     report: Callable[[str], None] = lambda stage: None,
 ) -> dict[str, Any]:
     """Write `path` (.onnx) and `path`.data; returns facts about the graph for the report.
@@ -94,18 +30,10 @@ def export_onnx(
     precision "fp16" stores matrices in half precision where they survive it and computes in
     float32. `report` is told each stage as it begins.
     """
-    layout = SceneLayout(video_frames=3, height=4, width=9, lone=2, subjects=(2, 3))
-    other = replace(layout, lone=3, subjects=(2, 2))
-    example = model_inputs(model.config, [layout, other], seeds=3)
     report("tracing the model")
-    with _exporting(model, opset), torch.no_grad():
-        program = torch.export.export(
-            model,
-            example,
-            dynamic_shapes=_dynamic_shapes(),
-            prefer_deferred_runtime_asserts_over_guards=True,
-        )
-        report("translating to ONNX")
+    program = trace(model, export_ops(opset))
+    report("translating to ONNX")
+    with _quiet(), torch.no_grad():
         onnx_program = torch.onnx.export(
             program,
             dynamo=True,
@@ -161,13 +89,10 @@ def _simplify(model: Any) -> None:
 
 
 @contextmanager
-def _exporting(model: LumosX, opset: int) -> Iterator[None]:
-    """The model with export's operations, and the exporter's remarks on itself kept quiet."""
-    ops, training = model.ops, model.training
+def _quiet() -> Iterator[None]:
+    """The exporter's remarks on itself, kept quiet."""
     remarks = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = remarks.level
-    model.ops = export_ops(opset)
-    model.eval()
     remarks.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
@@ -175,27 +100,6 @@ def _exporting(model: LumosX, opset: int) -> Iterator[None]:
             yield
     finally:
         remarks.setLevel(level)
-        model.ops = ops
-        model.train(training)
-
-
-def _dynamic_shapes() -> tuple[Any, ...]:
-    from torch.export import Dim
-
-    dims = {name: Dim(name, min=least, max=most) for name, (least, most) in LIMITS.items()}
-
-    def axes(name: str) -> dict[int, Any]:
-        shape: dict[int, Any] = {}
-        for i, axis in enumerate(AXES[name]):
-            if axis in dims:
-                shape[i] = dims[str(axis)]
-            elif str(axis).startswith("2*"):
-                shape[i] = 2 * dims[str(axis)[2:]]
-        return shape
-
-    tensors: list[Any] = [axes(name) for name in INPUTS]
-    split = len(INPUTS) - len(Structure._fields)
-    return (*tensors[:split], Structure(*tensors[split:]))
 
 
 def _name_axes(model: Any) -> None:

@@ -1,12 +1,13 @@
-"""The four operations spelled for ONNX: same mathematics, operators that runtimes have kernels for.
+"""The four operations as exports spell them: same mathematics, for what has to run them.
 
-Attention is the `Attention` operator where there is no mask. Masked and biased attention is
-MatMul + Softmax: onnxruntime's CPU `Attention` wants masks expanded over the queries.
+For ONNX, attention is the `Attention` operator where there is no mask. Masked and biased attention
+is MatMul + Softmax: onnxruntime's CPU `Attention` wants masks expanded over the queries.
 """
 
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lumosx_rt.reference import ops as plain
@@ -38,6 +39,13 @@ def attend_operator(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Ten
     return out.unflatten(-1, (heads, -1))
 
 
+def attend_padded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Asks one query more and drops its answer: torch's CPU kernel divides by their number, and a
+    scene without references has none."""
+    mask = None if mask is None else F.pad(mask, (0, 0, 0, 1))
+    return plain.attend(F.pad(q, (0, 0, 0, 0, 0, 1)), k, v, mask)[:, :-1]
+
+
 def rotate_operator(x: Tensor, rope: Tensor) -> Tensor:
     cosine, sine = rope.expand(-1, x.shape[0], -1, -1)
     return torch.onnx.ops.rotary_embedding(
@@ -53,3 +61,7 @@ def export_ops(opset: int) -> Ops:
         cross_attention=partial(cross_attention, attend=attend),
         qk_norm_rope=partial(qk_norm_rope, rotate=rotate),
     )
+
+
+PACKAGE_OPS = Ops(cross_attention=partial(cross_attention, attend=attend_padded))
+"""For a package on a CPU."""

@@ -7,29 +7,19 @@ never half an engine. A stage is found again by the hash of everything it depend
 import hashlib
 import json
 import os
-import platform
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from lumosx_rt import __version__, cache
-from lumosx_rt.engine import GRAPH
-from lumosx_rt.export.graph import LIMITS, OPSETS, Precision
+from lumosx_rt import cache
+from lumosx_rt.backends.loading import load_backend
+from lumosx_rt.compilers import Compiler, Report, compiler_of
+from lumosx_rt.export.program import LIMITS
 from lumosx_rt.files import write_atomically
-from lumosx_rt.manifest import (
-    PRECISIONS,
-    FileRecord,
-    Manifest,
-    check_files,
-    read_manifest,
-    record_files,
-)
-from lumosx_rt.parity import FORWARD_GATES, forward_parity
+from lumosx_rt.manifest import FileRecord, Manifest, check_files, read_manifest, record_files
+from lumosx_rt.parity import forward_parity
 from lumosx_rt.reference.bundle import find_bundle
 from lumosx_rt.reference.checkpoint import save_bundle
 from lumosx_rt.reference.config import LumosXConfig
@@ -39,10 +29,8 @@ from lumosx_rt.report import write_report
 from lumosx_rt.runtime import peak_memory_bytes
 from lumosx_rt.source import ENCODERS, CheckpointSource, RandomSource, Source
 
-BACKENDS = ("auto", "onnxruntime")
 MAX_REFERENCES = 16
 STAGES = "stages.json"
-Report = Callable[[str], None]
 
 
 def build(
@@ -52,8 +40,9 @@ def build(
     preset: str | None = None,
     seed: int = 0,
     backend: str = "auto",
-    precision: Precision = "fp32",
-    opset: int = OPSETS[0],
+    precision: str | None = None,
+    opset: int | None = None,
+    device: str = "auto",
     max_references: int = MAX_REFERENCES,
     config: LumosXConfig | None = None,
     self_contained: bool = False,
@@ -63,12 +52,16 @@ def build(
     """Build an engine directory and return its path.
 
     checkpoint: anything `find_bundle` recognises; or None for a `preset` with random weights.
-    precision: "fp32", or "fp16" (matrices stored in half precision, computed in float32).
+    backend: "onnxruntime" (also "auto"), or "torch" (code compiled for this kind of machine).
+    precision: "fp32", "fp16" (onnxruntime: matrices stored in half precision, computed in float32)
+    or "bf16" (torch: the released mixed precision); by default fp32, and bf16 for a GPU.
+    opset: onnxruntime's. device: torch's, "auto" (a GPU if there is one), "cpu" or "cuda".
     self_contained: copy text encoder, tokenizer and VAE in. force: replace what stands at `out`.
     report: told what is being done. Raises LumosXError; nothing is left at `out` then.
     """
     given, out = Path(out), Path(os.path.abspath(out))
-    _check_request(backend, precision, opset, max_references)
+    compiler = compiler_of(backend, precision, opset, device)
+    _check_references(max_references)
     if (checkpoint is None) == (preset is None):
         raise LumosXError("build: name either a checkpoint, or a preset for random weights")
     _check_place(out)
@@ -85,36 +78,36 @@ def build(
     report("reading the weights")
     model = source.load()
     identity = source.identity()
-    _check_disk(out, model, precision)
+    _check_disk(out, model, compiler)
 
-    versions = _versions()
+    versions = compiler.versions
     wanted = {
         "checkpoint": identity,
         "model": asdict(model.config),
-        "precision": precision,
-        "opset": opset,
+        "precision": compiler.precision,
         "max_references": max_references,
         "self_contained": self_contained,
         "defaults": source.defaults,
         "versions": versions,
+        **compiler.options,
     }
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
     if out.exists() and not force:
-        problem = _why_not_up_to_date(out, key)
+        problem = _why_not_up_to_date(out, key, compiler)
         if problem:
             raise LumosXError(f"{problem}\nchoose another name, or replace it with --force")
         report(f"{given} is up to date")
         return given
     partial = out.with_name(f".{out.name}.partial")
-    facts = _run_stages(partial, key, source, model, precision, opset, self_contained, report)
+    facts = _run_stages(partial, key, source, model, compiler, self_contained, report)
 
     components = _components(source, partial)
     manifest = Manifest(
         model=asdict(model.config),
         checkpoint=identity | {"build": key},
-        backend="onnxruntime",
-        precision=precision,
-        device={"name": "any that onnxruntime runs on"},
+        backend=compiler.backend,
+        precision=compiler.precision,
+        device=compiler.device,
         versions=versions,
         layouts={
             **{axis: list(LIMITS[axis]) for axis in ("frames", "height", "width", "seeds")},
@@ -125,19 +118,22 @@ def build(
         components=components,
     )
     report("checking the engine against the reference")
-    checks = forward_parity(model, partial / GRAPH)
+    # compiled here, just now or before, whether or not the cache could note it
+    made = load_backend(partial, manifest, compiler.provider, trust=True)
+    checks = forward_parity(model, made, compiler.precision)
     facts |= {
         "parity": checks,
         "seconds": round(time.monotonic() - started, 1),
         "peak_memory_bytes": peak_memory_bytes(),
     }
-    worst = max(check["relative_error"] for check in checks)
-    if not worst <= FORWARD_GATES[precision]:
+    failed = [check for check in checks if not check["relative_error"] <= check["gate"]]
+    if failed:
         shutil.rmtree(partial)  # or the same wrong graph would be found again
+        worst = max(failed, key=lambda check: check["relative_error"] / check["gate"])
         raise LumosXError(
-            f"the {precision} graph differs from the reference by {worst:.1e} (gate "
-            f"{FORWARD_GATES[precision]:.0e}); the engine was not kept. Try --opset {OPSETS[-1]}, "
-            "or fp32"
+            f"the {compiler.precision} {compiler.backend} engine differs from the reference by "
+            f"{worst['relative_error']:.1e} (gate {worst['gate']:.0e}); it was not kept. "
+            f"{compiler.remedy}"
         )
     files = record_files(partial)
     files.pop(STAGES)
@@ -149,42 +145,21 @@ def build(
     return given
 
 
-def _check_request(backend: str, precision: str, opset: int, max_references: int) -> None:
-    if backend not in BACKENDS:
-        raise LumosXError(
-            f"backend: got '{backend}', this version builds {', '.join(BACKENDS[1:])} (or auto)"
-        )
-    if precision not in PRECISIONS:
-        raise LumosXError(f"precision: got '{precision}', accepted are {', '.join(PRECISIONS)}")
-    if opset not in OPSETS:
-        raise LumosXError(f"opset: got {opset}, accepted are {', '.join(map(str, OPSETS))}")
+def _check_references(max_references: int) -> None:
     most = LIMITS["references"][1]
     if not 0 < max_references <= most:
         raise LumosXError(f"max_references: got {max_references}, accepted are 1 to {most}")
 
 
-def _check_disk(out: Path, model: LumosX, precision: str) -> None:
+def _check_disk(out: Path, model: LumosX, compiler: Compiler) -> None:
     parameters = sum(p.numel() for p in model.parameters())
-    needed = int(parameters * (2 if precision == "fp16" else 4) * 1.1) + (64 << 20)
+    needed = int(parameters * compiler.bytes_per_parameter * 1.1) + (64 << 20)
     folder = _nearest_folder(out)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise LumosXError(
             f"{folder} has {free >> 20} MiB free, the engine needs about {needed >> 20} MiB"
         )
-
-
-def _versions() -> dict[str, str]:
-    import onnx
-    import onnxruntime
-
-    return {
-        "lumosx_rt": __version__,
-        "torch": torch.__version__.split("+")[0],
-        "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def _check_place(out: Path) -> None:
@@ -199,14 +174,17 @@ def _nearest_folder(out: Path) -> Path:
     return next(parent for parent in out.parents if parent.exists())
 
 
-def _why_not_up_to_date(out: Path, key: str) -> str | None:
+def _why_not_up_to_date(out: Path, key: str, compiler: Compiler) -> str | None:
     try:
         manifest = read_manifest(out)
         check_files(out, manifest)
     except LumosXError as error:
         return str(error)
-    same = manifest.checkpoint.get("build") == key
-    return None if same else f"{out} is an engine built from other inputs"
+    if manifest.checkpoint.get("build") != key:
+        return f"{out} is an engine built from other inputs"
+    if not compiler.vouches_for(out / compiler.file):
+        return f"{out} holds compiled code that was made elsewhere"
+    return None
 
 
 def _run_stages(
@@ -214,8 +192,7 @@ def _run_stages(
     key: str,
     source: Source,
     model: LumosX,
-    precision: Precision,
-    opset: int,
+    compiler: Compiler,
     self_contained: bool,
     report: Report,
 ) -> dict[str, Any]:
@@ -226,17 +203,15 @@ def _run_stages(
         partial.mkdir(parents=True)
         _copy_components(partial, source, self_contained, report)
         _finish(partial, key, done, "components", {})
-    if "graph" in done:
-        report("exported graph: found from an earlier build")
+    target = partial / compiler.file
+    if "transformer" in done and compiler.vouches_for(target):
+        report("compiled transformer: found from an earlier build")
     else:
-        from lumosx_rt.export.graph import export_onnx
-
-        shutil.rmtree((partial / GRAPH).parent, ignore_errors=True)
-        facts = export_onnx(model, partial / GRAPH, opset=opset, precision=precision, report=report)
-        _finish(partial, key, done, "graph", facts)
-    facts = done["graph"]["facts"]
-    assert isinstance(facts, dict)
-    return facts
+        shutil.rmtree(target.parent, ignore_errors=True)
+        facts = compiler.compile(model, target, report)
+        _finish(partial, key, done, "transformer", facts)
+    made: dict[str, Any] = done["transformer"]["facts"]
+    return made
 
 
 def _finished_stages(partial: Path, key: str) -> dict[str, dict[str, Any]]:

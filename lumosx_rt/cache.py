@@ -1,4 +1,5 @@
-"""The user cache: where content with a given hash was last seen, and hashes of unchanged files.
+"""The user cache: where content with a given hash was last seen, hashes of unchanged files, and
+which code was compiled here.
 
 It holds only small notes, never the weights themselves; losing it costs time, not results.
 """
@@ -48,6 +49,20 @@ def recall(digest: str) -> Bundle | None:
         note = json.loads((cache_dir() / "bundles" / f"{digest}.json").read_text())
         return find_bundle(note["root"])
     return None
+
+
+def note_compiled(digest: str) -> None:
+    """Note that the package with this hash was compiled here, by this user."""
+    _write(_compiled(digest), {"sha256": digest})
+
+
+def compiled_here(digest: str) -> bool:
+    """Whether the package with this hash was compiled here, by this user."""
+    return _compiled(digest).is_file()
+
+
+def _compiled(digest: str) -> Path:
+    return cache_dir() / "compiled" / f"{digest}.json"
 
 
 def _write(path: Path, note: dict[str, object]) -> None:

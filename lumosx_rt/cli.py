@@ -30,6 +30,10 @@ Checkpoint = Annotated[
     Path | None, typer.Option(help="The weights the engine was built from, if they were moved.")
 ]
 Provider = Annotated[str, typer.Option(help="auto, cpu or cuda; an explicit one never falls back.")]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Run compiled code (torch) that was not made on this machine."),
+]
 Frames = Annotated[int | None, typer.Option(help="Pixel frames, 1 + 4k.")]
 Height = Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")]
 Width = Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")]
@@ -67,9 +71,19 @@ def build(
     preset: Annotated[str | None, typer.Option(help="tiny, 1.3b or 14b, with --init.")] = None,
     init: Annotated[str | None, typer.Option(help="random: weights drawn from --seed.")] = None,
     seed: Annotated[int, typer.Option(help="Of random weights.")] = 0,
-    backend: Annotated[str, typer.Option(help="auto or onnxruntime.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, or fp16 (weights in half).")] = "fp32",
-    opset: Annotated[int, typer.Option(help="ONNX operator set, 23 or 20.")] = 23,
+    backend: Annotated[
+        str, typer.Option(help="auto (onnxruntime), onnxruntime, or torch (compiled for here).")
+    ] = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="fp32, fp16 (onnxruntime: weights in half) or bf16 (torch) [fp32; on a GPU bf16]."
+        ),
+    ] = None,
+    opset: Annotated[
+        int | None, typer.Option(help="onnxruntime: operator set, 23 or 20 [23].")
+    ] = None,
+    device: Annotated[str, typer.Option(help="torch: auto, cpu or cuda.")] = "auto",
     max_references: Annotated[int, typer.Option(help="Most pictures in a scene.")] = 16,
     config: Annotated[
         Path | None,
@@ -84,7 +98,8 @@ def build(
     """Build an engine from a checkpoint, or from a preset with random weights.
 
     Examples: `lumosx-rt build checkpoints/lumosx -o engines/lumosx`,
-    `lumosx-rt build --preset tiny --init random -o engines/tiny`
+    `lumosx-rt build --preset tiny --init random -o engines/tiny`,
+    `lumosx-rt build checkpoints/tiny -o engines/tiny-torch --backend torch`
     """
     if (preset is None) != (init is None) or init not in (None, "random"):
         refuse("--preset and --init random go together", 2)
@@ -100,8 +115,9 @@ def build(
             preset=preset,
             seed=seed,
             backend=backend,
-            precision=precision,  # type: ignore[arg-type]  # checked by build
+            precision=precision,
             opset=opset,
+            device=device,
             max_references=max_references,
             config=_config(config),
             self_contained=self_contained,
@@ -135,6 +151,7 @@ def generate(
     script: Annotated[str, typer.Option(help="subject, or face (faces alone).")] = "subject",
     components: Components = None,
     provider: Provider = "auto",
+    trust: Trust = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite videos.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -150,7 +167,7 @@ def generate(
 
         paths = find_scenes(scenes)
         say(f"loading {engine}")
-        loaded = _load(engine, components, provider)
+        loaded = _load(engine, components, provider, trust)
         if loaded.manifest.checkpoint.get("source") == "random":
             say("note: this engine has random weights; its videos are noise in colour, by design")
         with progress_bar() as bar:
@@ -201,6 +218,7 @@ def verify(
     width: Width = None,
     components: Components = None,
     provider: Provider = "auto",
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Compare an engine with the PyTorch reference from the same noise; write its report.
@@ -216,7 +234,7 @@ def verify(
 
         chosen = [Scene.load(path) for path in find_scenes(scenes)] if scenes else builtin_scenes()
         say(f"loading {engine}")
-        loaded = _load(engine, components, provider)
+        loaded = _load(engine, components, provider, trust)
         with progress_bar() as bar:
             task = bar.add_task("verify", total=None)
 
@@ -256,6 +274,7 @@ def bench(
     ] = None,
     components: Components = None,
     provider: Provider = "auto",
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Make held-out scenes of the drawn world and see who wears what: rates with intervals.
@@ -287,6 +306,7 @@ def bench(
                 against=against,
                 components=components,
                 provider=provider,  # type: ignore[arg-type]  # checked above
+                trust=trust,
                 report=say,
                 progress=progress,
             )
@@ -374,11 +394,11 @@ def doctor(as_json: Json = False) -> None:
             refuse(f"{len(facts['problems'])} problems: run `make install` in the project's folder")
 
 
-def _load(engine: Path, components: Path | None, provider: str) -> Any:
+def _load(engine: Path, components: Path | None, provider: str, trust: bool) -> Any:
     from lumosx_rt.engine import load
 
     _check_provider(provider)
-    return load(engine, components=components, provider=provider)  # type: ignore[arg-type]
+    return load(engine, components=components, provider=provider, trust=trust)  # type: ignore[arg-type]
 
 
 def _check_provider(provider: str) -> None:

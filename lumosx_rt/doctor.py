@@ -71,6 +71,12 @@ def _providers() -> list[str]:
     return list(onnxruntime.get_available_providers())
 
 
+def _cpp_compiler() -> str:
+    from lumosx_rt.compilers import cpp_compiler
+
+    return cpp_compiler() or "none; --backend torch needs one (Debian: apt install g++)"
+
+
 def _h264() -> str:
     import av
 
@@ -86,6 +92,7 @@ def _text() -> str:
 CHECKS: dict[str, Callable[[], Any]] = {
     "torch_device": _torch,
     "onnxruntime_providers": _providers,
+    "cpp_compiler": _cpp_compiler,
     "h264_encoder": _h264,
     "text_cleaning": _text,
 }

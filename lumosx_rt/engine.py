@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lumosx_rt import runtime
 from lumosx_rt.backends import Backend
-from lumosx_rt.backends.onnxruntime import OnnxRuntimeBackend, Provider
+from lumosx_rt.backends.loading import load_backend
+from lumosx_rt.backends.onnxruntime import Provider
 from lumosx_rt.manifest import Manifest, check_files, read_manifest
 from lumosx_rt.reference.binding import NEGATIVE_PROMPT, VideoSize, bind
 from lumosx_rt.reference.bundle import Bundle
@@ -22,8 +23,6 @@ from lumosx_rt.reference.scene import Scene
 from lumosx_rt.runtime import Request, Video
 from lumosx_rt.source import encoders_of
 
-GRAPH = "transformer/model.onnx"
-
 
 def load(
     path: str | Path,
@@ -31,22 +30,22 @@ def load(
     components: str | Path | None = None,
     provider: Provider = "auto",
     check_hashes: bool = True,
+    trust: bool = False,
 ) -> "Engine":
     """Load an engine directory.
 
     components: a folder with text encoder, tokenizer and VAE, where the engine has none of its own.
     check_hashes: compare every file's content with the manifest (sizes always are).
+    trust: run compiled code (backend torch) that was not made on this machine; code can do
+    whatever you can.
     Raises LumosXError for whatever does not fit.
     """
     folder = Path(path)
     manifest = read_manifest(folder)
-    if manifest.backend != "onnxruntime":
-        raise LumosXError(
-            f"{folder} was built for the backend '{manifest.backend}', this version runs "
-            "onnxruntime; build it again with --backend onnxruntime"
-        )
     check_files(folder, manifest, hashes=check_hashes)
-    return Engine(folder, manifest, OnnxRuntimeBackend(folder / GRAPH, provider), components)
+    return Engine(
+        folder, manifest, load_backend(folder, manifest, provider, trust=trust), components
+    )
 
 
 class Settings(TypedDict, total=False):

@@ -3,11 +3,13 @@
     engine/
       manifest.json
       transformer/model.onnx  transformer/model.onnx.data
+      transformer/model.pt2   instead, in an engine of the backend torch: compiled code
       components/...          only in a self-contained engine
       report.json  report.md  the last check; not part of the content
 
-Forbidden: absolute paths, paths that leave the folder, links, pickles, files that are not listed,
-listed files that are missing or differ. Reading it runs no code and needs neither torch nor numpy.
+Forbidden: absolute paths, paths that leave the folder, links, pickles, code (but for that package,
+which is loaded only where it was made, or on trust), files that are not listed, listed files that
+are missing or differ. Reading it runs no code and needs neither torch nor numpy.
 """
 
 import hashlib
@@ -26,10 +28,11 @@ from lumosx_rt.reference.errors import LumosXError, listing
 FORMAT = 1
 MANIFEST = "manifest.json"
 REPORTS = ("report.json", "report.md")
-PRECISIONS = ("fp32", "fp16")
+GRAPH, PACKAGE = "transformer/model.onnx", "transformer/model.pt2"
+PRECISIONS = ("fp32", "fp16", "bf16")
 LAYOUTS = ("frames", "height", "width", "seeds", "references", "members")
 _MAX_MANIFEST_BYTES = 4 << 20
-_FORBIDDEN_SUFFIXES = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".py", ".so"}
+_FORBIDDEN_SUFFIXES = {".pkl", ".pickle", ".pt", ".pt2", ".pth", ".bin", ".py", ".so"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Manifest:
     backend: str
     precision: str
     device: dict[str, Any]
-    """What it was built for: {"name": "cpu"}, or a GPU's name and compute capability."""
+    """What it was built for: a name, and for compiled code the processor's `machine` and
+    `instructions`, or the GPU's `machine` and `capability`."""
     versions: dict[str, str]
     layouts: dict[str, list[int]]
     """Supported range [least, most] of frames, height, width (tokens), references, members, ..."""
@@ -96,7 +100,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     problems = _shape_problems(raw)
     if not problems:
-        problems = [p for name in raw["files"] for p in path_problems(name)]
+        problems = [p for name in raw["files"] for p in path_problems(name, raw["backend"])]
     if problems:
         raise LumosXError(listing(str(path), problems))
     records = {name: FileRecord(**record) for name, record in raw["files"].items()}
@@ -164,13 +168,16 @@ def _record_problems(records: dict[str, Any]) -> list[str]:
     ]
 
 
-def path_problems(name: str) -> list[str]:
-    """What is wrong with a file name of a manifest: it must be relative, inside, and plain data."""
+def path_problems(name: str, backend: str = "onnxruntime") -> list[str]:
+    """What is wrong with a file name of a manifest: it must be relative, inside, and plain data.
+
+    Only the backend torch has one file of code: its `PACKAGE`.
+    """
     path = PurePosixPath(name)
     plain = path.parts and str(path) == name and not set(name) & {"\\", ":"}
     if path.is_absolute() or ".." in path.parts or not plain:
         return [f"{name!r} must be a plain relative path inside the engine"]
-    if path.suffix.lower() in _FORBIDDEN_SUFFIXES:
+    if path.suffix.lower() in _FORBIDDEN_SUFFIXES and (backend, name) != ("torch", PACKAGE):
         return [f"{name!r}: files of type {path.suffix} can run code and are forbidden"]
     if name in (MANIFEST, *REPORTS):
         return [f"{name!r} cannot be listed"]

@@ -54,7 +54,7 @@ def _build_section(build: dict[str, Any]) -> list[str]:
         "## Build",
         "",
         f"{build['seconds']} s, peak memory {build['peak_memory_bytes'] / 2**30:.1f} GiB, "
-        f"opset {build['opset']}, {sum(build['operators'].values())} operators",
+        + _compiled(build),
         "",
         "One forward pass against the reference:",
         "",
@@ -66,6 +66,12 @@ def _build_section(build: dict[str, Any]) -> list[str]:
         ),
         "",
     ]
+
+
+def _compiled(build: dict[str, Any]) -> str:
+    if "opset" in build:
+        return f"opset {build['opset']}, {sum(build['operators'].values())} operators"
+    return f"compiled in {build['compile_seconds']} s for {', '.join(build['device'].values())}"
 
 
 def _verify_section(check: dict[str, Any]) -> list[str]:

@@ -1,7 +1,8 @@
-"""Shared by all tests: a cache of their own, one thread, and two engines that are built once.
+"""Shared by all tests: a cache of their own, one thread, and three engines that are built once.
 
-    tiny    preset tiny with random weights, as `build` makes it without a checkpoint
-    micro   two layers of 48 channels, built from a bundle with a text encoder, tokenizer and VAE
+    tiny      preset tiny with random weights, as `build` makes it without a checkpoint
+    micro     two layers of 48 channels, built from a bundle with a text encoder, tokenizer and VAE
+    compiled  the same checkpoint for the backend torch, on a CPU
 
 Tests that damage an engine damage a copy (`copied`).
 """
@@ -134,6 +135,19 @@ def micro_engine(micro):
     import lumosx_rt as rt
 
     return rt.load(micro.folder, provider="cpu")
+
+
+@pytest.fixture(scope="session")
+def compiled(micro_bundle, shared):
+    """The micro checkpoint, compiled; a compiler takes most of a minute for it."""
+    return built(shared / "compiled", micro_bundle, backend="torch", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def compiled_engine(compiled):
+    import lumosx_rt as rt
+
+    return rt.load(compiled.folder)
 
 
 @pytest.fixture

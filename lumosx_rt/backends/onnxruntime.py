@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lumosx_rt.backends import Denoiser, Inputs
-from lumosx_rt.export.graph import INPUTS, OUTPUT
+from lumosx_rt.export.program import INPUTS, OUTPUT
 from lumosx_rt.reference.errors import LumosXError
 
 Provider = Literal["auto", "cpu", "cuda"]

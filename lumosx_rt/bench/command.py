@@ -39,13 +39,15 @@ def bench(
     against: Path | None = None,
     components: Path | None = None,
     provider: Provider = "auto",
+    trust: bool = False,
     report: Callable[[str], None] = lambda line: None,
     progress: Progress = lambda name, done, of: None,
 ) -> dict[str, Any]:
     """Runs a suite on an engine directory or a bundle; returns the summary.
 
     folder: where results are kept, and found again by the same command. scenes: only the first so
-    many of the list. against: scenes.jsonl of another run, for paired differences.
+    many of the list. against: scenes.jsonl of another run, for paired differences. trust: as for
+    `load`.
     Raises LumosXError for whatever does not fit, before anything slow where it can.
     """
     if suite not in SUITES:
@@ -68,7 +70,7 @@ def bench(
     maker = (
         vae_alone(path, components)
         if suite == "vae-ceiling"
-        else sampled(path, sampling, components, provider)
+        else sampled(path, sampling, components, provider, trust)
     )
     identity = identity_of(suite, chosen, maker.identity | {"lumosx_rt": __version__})
     if against is not None:

@@ -13,7 +13,7 @@ from lumosx_rt.backends.eager import EagerBackend
 from lumosx_rt.backends.onnxruntime import Provider
 from lumosx_rt.builder import MAX_REFERENCES
 from lumosx_rt.engine import Engine, load
-from lumosx_rt.export.graph import LIMITS
+from lumosx_rt.export.program import LIMITS
 from lumosx_rt.manifest import MANIFEST, Manifest, read_manifest
 from lumosx_rt.reference.binding import VideoSize
 from lumosx_rt.reference.bundle import find_bundle
@@ -48,14 +48,18 @@ class Maker:
 
 
 def sampled(
-    path: Path, sampling: Sampling, components: Path | None = None, provider: Provider = "auto"
+    path: Path,
+    sampling: Sampling,
+    components: Path | None = None,
+    provider: Provider = "auto",
+    trust: bool = False,
 ) -> Maker:
     """Clips by an engine directory, or by the PyTorch reference of a bundle.
 
-    Raises LumosXError for a path that is neither.
+    trust: as for `load`. Raises LumosXError for a path that is neither.
     """
     if (path / MANIFEST).is_file():
-        engine = load(path, components=components, provider=provider)
+        engine = load(path, components=components, provider=provider, trust=trust)
     else:
         engine = reference_engine(path, components)
     manifest = engine.manifest

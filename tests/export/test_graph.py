@@ -11,15 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lumosx_rt.export.graph import (
-    AXES,
-    INPUTS,
-    OPSETS,
-    OUTPUT,
-    export_onnx,
-    feed_of,
-    model_inputs,
-)
+from lumosx_rt.export.graph import OPSETS, export_onnx
+from lumosx_rt.export.program import AXES, INPUTS, OUTPUT, feed_of, model_inputs
 from lumosx_rt.reference import ops
 from lumosx_rt.reference.config import LumosXConfig
 from lumosx_rt.reference.layout import SceneLayout

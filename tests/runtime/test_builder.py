@@ -17,7 +17,7 @@ import pytest
 from onnx import numpy_helper
 
 import lumosx_rt as rt
-from lumosx_rt.export.graph import INPUTS
+from lumosx_rt.export.program import INPUTS
 from lumosx_rt.manifest import check_files, read_manifest
 from lumosx_rt.parity import builtin_scenes
 from lumosx_rt.reference.bundle import find_bundle
@@ -345,7 +345,10 @@ def test_the_folder_one_stands_in_can_be_built(micro_bundle, micro, exporter, co
     [
         {"backend": "tensorrt-llm"},
         {"precision": "fp8"},
+        {"precision": "bf16"},
         {"opset": 22},
+        {"device": "tpu"},
+        {"device": "cuda"},
         {"max_references": 0},
         {"max_references": 65},
         {"preset": "huge"},

@@ -294,11 +294,23 @@ ESCAPES = [
     "a\\b", "..\\x", "C:/windows", "c:x", "file:x", "a//b", "./a", "a/", "a/./b", ".", "",
 ]  # fmt: skip
 CODE = ["a.pkl", "a.pickle", "b/c.pt", "a.pth", "a.bin", "x.py", "lib.so", "A.PKL", "b/C.Pt"]
+PACKAGE = "transformer/model.pt2"
 
 
-@pytest.mark.parametrize("name", ESCAPES + CODE + ["manifest.json", "report.json", "report.md"])
+@pytest.mark.parametrize(
+    "name", ESCAPES + CODE + [PACKAGE, "manifest.json", "report.json", "report.md"]
+)
 def test_a_forbidden_name_is_refused(tmp_path, name):
     raw = entries()
+    raw["files"][name] = {"sha256": "a" * 64, "bytes": 1}
+    assert repr(name) in refusal(read_manifest, engine(tmp_path, raw))
+
+
+@pytest.mark.parametrize("name", [*CODE, "model.pt2", "transformer/x.pt2", "transformer/Model.PT2"])
+def test_code_is_one_package_of_the_backend_torch(tmp_path, name):
+    raw = entries() | {"backend": "torch"}
+    raw["files"][PACKAGE] = {"sha256": "a" * 64, "bytes": 1}
+    assert PACKAGE in read_manifest(engine(tmp_path, raw)).files
     raw["files"][name] = {"sha256": "a" * 64, "bytes": 1}
     assert repr(name) in refusal(read_manifest, engine(tmp_path, raw))
 

@@ -106,16 +106,16 @@ def test_the_builtin_scenes_are_sound_and_cover_the_groupings():
 
 
 def test_one_pass_per_grouping_agrees_with_the_right_weights_only(micro, micro_bundle):
-    graph = micro.folder / "transformer" / "model.onnx"
+    backend = OnnxRuntimeBackend(micro.folder / "transformer" / "model.onnx", "cpu")
     model = load_transformer(micro_bundle)
-    results = forward_parity(model, graph)
+    results = forward_parity(model, backend)
     assert len(results) == len(FORWARD_CASES) >= 4
-    assert all(0 < r["relative_error"] < 1e-5 for r in results)
+    assert all(0 < r["relative_error"] < r["gate"] == 1e-5 for r in results)
     with torch.no_grad():
         model.blocks[1].cross_attn.k.weight[0, 0] += 1.0
-    assert all(r["relative_error"] > 1e-6 for r in forward_parity(model, graph))
+    assert all(r["relative_error"] > 1e-6 for r in forward_parity(model, backend))
     other = random_transformer(model.config, 1)
-    assert all(r["relative_error"] > 0.1 for r in forward_parity(other, graph))
+    assert all(r["relative_error"] > 0.1 for r in forward_parity(other, backend))
 
 
 def test_one_pass_covers_what_was_asked_for():

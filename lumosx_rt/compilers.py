@@ -1,0 +1,247 @@
+"""What turns a transformer into an engine's graph or package: one compiler for each backend.
+
+A request for one is checked before any heavy work; what it makes is loaded by `load_backend`.
+"""
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+from lumosx_rt import __version__, cache
+from lumosx_rt.backends.eager import recast
+from lumosx_rt.backends.onnxruntime import Provider
+from lumosx_rt.backends.package import device_facts
+from lumosx_rt.export.graph import OPSETS
+from lumosx_rt.manifest import GRAPH, PACKAGE, PRECISIONS, sha256_of
+from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.model import LumosX
+from lumosx_rt.reference.ops import Ops
+
+BACKENDS = ("auto", "onnxruntime", "torch")
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of a package's linears and attention
+Report = Callable[[str], None]
+
+
+class Compiler(Protocol):
+    """How one backend's part of an engine is made."""
+
+    @property
+    def backend(self) -> str: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def file(self) -> str:
+        """The path it makes, inside the engine."""
+
+    @property
+    def device(self) -> dict[str, Any]:
+        """What the manifest says it was built for."""
+
+    @property
+    def provider(self) -> Provider:
+        """Where the result is checked."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What else the result depends on."""
+
+    @property
+    def versions(self) -> dict[str, str]: ...
+
+    @property
+    def bytes_per_parameter(self) -> int:
+        """Of disk, at the most while it works."""
+
+    @property
+    def remedy(self) -> str:
+        """What to try where the result is not close enough."""
+
+    def compile(self, model: LumosX, path: Path, report: Report) -> dict[str, Any]:
+        """Write `path` and what belongs beside it; returns facts for the report."""
+
+    def vouches_for(self, path: Path) -> bool:
+        """Whether a finished `path` that lies there may be used."""
+
+
+@dataclass(frozen=True)
+class OnnxCompiler:
+    """One ONNX graph for every machine that onnxruntime runs on."""
+
+    precision: str
+    opset: int
+    backend = "onnxruntime"
+    file = GRAPH
+    provider: ClassVar[Provider] = "cpu"  # exact: on a GPU matrices are rounded
+
+    @property
+    def device(self) -> dict[str, Any]:
+        return {"name": "any that onnxruntime runs on"}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"opset": self.opset}
+
+    @property
+    def versions(self) -> dict[str, str]:
+        import onnx
+        import onnxruntime
+
+        return _versions(onnx=onnx.__version__, onnxruntime=onnxruntime.__version__)
+
+    @property
+    def bytes_per_parameter(self) -> int:
+        return 2 if self.precision == "fp16" else 4
+
+    @property
+    def remedy(self) -> str:
+        return f"Try --opset {OPSETS[-1]}, or fp32"
+
+    def compile(self, model: LumosX, path: Path, report: Report) -> dict[str, Any]:
+        from lumosx_rt.export.graph import export_onnx
+
+        return export_onnx(model, path, opset=self.opset, precision=self.precision, report=report)
+
+    def vouches_for(self, path: Path) -> bool:
+        return True  # a graph is data
+
+
+@dataclass(frozen=True)
+class TorchCompiler:
+    """One AOTInductor package for one kind of processor or GPU, and one minor version of torch."""
+
+    precision: str
+    provider: Provider
+    """Where it will run, "cpu" or "cuda"."""
+    backend = "torch"
+    file = PACKAGE
+
+    @property
+    def device(self) -> dict[str, Any]:
+        return device_facts(self.provider)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"backend": self.backend, "device": self.device}
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return _versions()
+
+    @property
+    def bytes_per_parameter(self) -> int:
+        # the weights lie in an object file, a library and the package before the first two go
+        return 3 * DTYPES[self.precision].itemsize
+
+    @property
+    def remedy(self) -> str:
+        return "Try --precision fp32, or --backend onnxruntime"
+
+    def compile(self, model: LumosX, path: Path, report: Report) -> dict[str, Any]:
+        from lumosx_rt.export.package import compile_package
+
+        report(f"device: {', '.join(self.device.values())}")
+        ops = _ops(self.provider, model.config.head_dim)
+        own = recast(model, DTYPES[self.precision], self.provider)
+        facts = compile_package(own, path, ops=ops, report=report)
+        cache.note_compiled(sha256_of(path))
+        return facts | {"device": self.device}
+
+    def vouches_for(self, path: Path) -> bool:
+        return cache.compiled_here(sha256_of(path))
+
+
+def compiler_of(
+    backend: str = "auto",
+    precision: str | None = None,
+    opset: int | None = None,
+    device: str = "auto",
+) -> Compiler:
+    """The compiler for a request. `auto` is onnxruntime, whose graph runs on every machine.
+
+    precision: by default fp32, and bf16 for a GPU. opset is onnxruntime's alone, device torch's.
+    Raises LumosXError for what does not exist or does not go together, and without a C++ compiler.
+    """
+    if backend not in BACKENDS:
+        raise LumosXError(f"backend: got '{backend}', accepted are {', '.join(BACKENDS)}")
+    if precision not in (None, *PRECISIONS):
+        raise LumosXError(f"precision: got '{precision}', accepted are {', '.join(PRECISIONS)}")
+    if device not in DEVICES:
+        raise LumosXError(f"device: got '{device}', accepted are {', '.join(DEVICES)}")
+    if opset not in (None, *OPSETS):
+        raise LumosXError(f"opset: got {opset}, accepted are {', '.join(map(str, OPSETS))}")
+    if backend == "torch":
+        return _torch_compiler(precision, opset, device)
+    if precision == "bf16":
+        raise LumosXError(
+            "precision: got 'bf16', onnxruntime takes fp32 or fp16; bf16 is --backend torch"
+        )
+    if device != "auto":
+        raise LumosXError(
+            f"device: got '{device}', an onnxruntime engine is built for all of them; say where it "
+            "runs with --provider when it is loaded, or build with --backend torch"
+        )
+    return OnnxCompiler(precision or "fp32", opset or OPSETS[0])
+
+
+def _torch_compiler(precision: str | None, opset: int | None, device: str) -> TorchCompiler:
+    if opset is not None:
+        raise LumosXError(
+            f"opset: got {opset}, a package has none; leave it away, or --backend onnxruntime"
+        )
+    if precision not in (None, *DTYPES):
+        raise LumosXError(
+            f"precision: got '{precision}', torch takes {' or '.join(DTYPES)}; fp16 is "
+            "--backend onnxruntime"
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise LumosXError("device: got 'cuda', torch finds no GPU here; accepted is --device cpu")
+    if cpp_compiler() is None:
+        raise LumosXError(
+            "backend: 'torch' compiles C++, and there is no C++ compiler here; install one "
+            "(Debian: apt install g++) or name it in CXX, or take --backend onnxruntime"
+        )
+    if device == "cpu" or not torch.cuda.is_available():
+        return TorchCompiler(precision or "fp32", "cpu")
+    return TorchCompiler(precision or "bf16", "cuda")
+
+
+def cpp_compiler() -> str | None:
+    """The C++ compiler that inductor calls, if it is there: CXX, else g++ (on a Mac clang++)."""
+    usual = "clang++" if sys.platform == "darwin" else "g++"
+    return shutil.which(os.environ.get("CXX") or usual)
+
+
+def _ops(device: Provider, head_dim: int) -> Ops:
+    """The operations that are compiled: plain ones on a CPU, our kernels on a GPU."""
+    if device == "cpu":
+        from lumosx_rt.export.ops import PACKAGE_OPS
+
+        return PACKAGE_OPS
+    try:
+        from lumosx_rt.kernels.fused import fused_ops
+
+        return fused_ops(torch.cuda.get_device_capability(), head_dim=head_dim)
+    except (ImportError, ValueError) as error:
+        raise LumosXError(
+            f"device: the kernels for this GPU cannot be had ({error}); build with --device cpu, "
+            "or --backend onnxruntime"
+        ) from None
+
+
+def _versions(**others: str) -> dict[str, str]:
+    return {
+        "lumosx_rt": __version__,
+        "torch": torch.__version__.split("+")[0],
+        **others,
+        "python": platform.python_version(),
+    }
