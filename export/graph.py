@@ -3,7 +3,7 @@
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from lumosx_rt.export.ops import export_ops
 from lumosx_rt.export.program import AXES, INPUTS, OUTPUT, trace
 from lumosx_rt.reference.model import LumosX
+from lumosx_rt.reference.ops import Ops
 
 OPSETS = (23, 20)
 
@@ -23,32 +24,22 @@ def export_onnx(
     *,
     opset: int = OPSETS[0],
     precision: str = "fp32",
+    ops: Ops | None = None,
+    finish: Callable[[Any], None] = lambda graph: None,
     report: Callable[[str], None] = lambda stage: None,
 ) -> dict[str, Any]:
     """Write `path` (.onnx) and `path`.data; returns facts about the graph for the report.
 
     precision "fp16" stores matrices in half precision where they survive it and computes in
-    float32. `report` is told each stage as it begins.
+    float32. ops: how the four operations are spelled, by default in standard operators. finish:
+    is given the simplified graph (an onnx_ir model), to add to it. `report` is told each stage.
     """
     report("tracing the model")
-    program = trace(model, export_ops(opset))
+    program = trace(model, ops or export_ops(opset))
     report("translating to ONNX")
-    with _quiet(), torch.no_grad():
-        onnx_program = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=opset,
-            input_names=list(INPUTS),
-            output_names=[OUTPUT],
-            external_data=True,
-            verbose=False,
-            optimize=False,
-        )
-    assert onnx_program is not None
-    graph_model = onnx_program.model
-    del program, onnx_program
-    report("simplifying the graph")
-    _simplify(graph_model)
+    graph_model = translate(program, INPUTS, [OUTPUT], opset)
+    del program
+    finish(graph_model)
     _name_axes(graph_model)
     halved = _halve_matrices(graph_model) if precision == "fp16" else 0
     report("writing weights")
@@ -61,6 +52,29 @@ def export_onnx(
         "operators": dict(sorted(operators.items(), key=lambda item: -item[1])),
         "half_precision_matrices": halved,
     }
+
+
+def translate(
+    program: torch.export.ExportedProgram,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    opset: int,
+) -> Any:
+    """A traced program as a simplified ONNX graph (an onnx_ir model), its ends named so."""
+    with _quiet(), torch.no_grad():
+        onnx_program = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            external_data=True,
+            verbose=False,
+            optimize=False,
+        )
+    assert onnx_program is not None
+    _simplify(onnx_program.model)
+    return onnx_program.model
 
 
 def _simplify(model: Any) -> None:

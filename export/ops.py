@@ -21,12 +21,12 @@ from lumosx_rt.reference.ops import (
 
 def attend_matmul(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+    logits = ((q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)).float()
     if mask is not None and mask.dtype == torch.bool:
-        mask = torch.where(mask, 0.0, torch.finfo(q.dtype).min)
+        mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
     if mask is not None:
         logits = logits + mask
-    return (torch.softmax(logits, dim=-1) @ v).transpose(1, 2)
+    return (torch.softmax(logits, dim=-1).to(v.dtype) @ v).transpose(1, 2)
 
 
 def attend_operator(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -48,9 +48,24 @@ def attend_padded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tenso
 
 def rotate_operator(x: Tensor, rope: Tensor) -> Tensor:
     cosine, sine = rope.expand(-1, x.shape[0], -1, -1)
-    return torch.onnx.ops.rotary_embedding(
-        x.flatten(2), cosine, sine, interleaved=True, num_heads=x.shape[2]
-    ).unflatten(-1, (x.shape[2], -1))
+    turned = torch.onnx.ops.rotary_embedding(
+        x.flatten(2).to(rope.dtype), cosine, sine, interleaved=True, num_heads=x.shape[2]
+    )
+    return turned.unflatten(-1, (x.shape[2], -1)).to(x.dtype)
+
+
+def attend_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """The operator always: TensorRT fuses it with a mask that broadcasts over the queries too."""
+    out, *_ = torch.onnx.ops.attention(*(x.transpose(1, 2) for x in (q, k, v)), mask)
+    return out.transpose(1, 2)
+
+
+def rotate_fused(x: Tensor, rope: Tensor) -> Tensor:
+    """In the tables' dtype, heads apart: TensorRT cannot split them where there are no tokens."""
+    cosine, sine = rope.expand(-1, x.shape[0], -1, -1)
+    wide = x.to(rope.dtype).transpose(1, 2)
+    turned = torch.onnx.ops.rotary_embedding(wide, cosine, sine, interleaved=True)
+    return turned.to(x.dtype).transpose(1, 2)
 
 
 def export_ops(opset: int) -> Ops:
@@ -65,3 +80,10 @@ def export_ops(opset: int) -> Ops:
 
 PACKAGE_OPS = Ops(cross_attention=partial(cross_attention, attend=attend_padded))
 """For a package on a CPU."""
+
+PLAN_OPS = Ops(
+    self_attention=partial(self_attention, attend=attend_fused),
+    cross_attention=partial(cross_attention, attend=attend_fused),
+    qk_norm_rope=partial(qk_norm_rope, rotate=rotate_fused),
+)
+"""For TensorRT, which is given opset 23."""
