@@ -64,8 +64,8 @@ def plugin_ops(config: LumosXConfig) -> Ops:
     ) -> tuple[Tensor, Tensor | None]:
         assert video.q is not None
         if condition.q is None:
-            given = (*video, condition.k, condition.v)
-            (out,) = _node("VideoAttention", given, attributes, [video.q])
+            known = (*video, condition.k, condition.v)
+            (out,) = _node("VideoAttention", known, attributes, [video.q])
             return out, None
         groups = (structure.group_index, structure.group_mask, structure.group_inverse)
         given = (*video, *condition, structure.bias_tiles, *groups)
@@ -84,8 +84,8 @@ def plugin_ops(config: LumosXConfig) -> Ops:
         if condition_q is None or bias is None:
             spelled = export_ops(OPSETS[0]).cross_attention
             return spelled(video_q, condition_q, k, v, bias, structure, site)
-        given = (video_q, condition_q, k, v, bias.template)
-        given = (*given, structure.tile_pool, structure.bias_tiles)
+        tables = (bias.template, structure.tile_pool, structure.bias_tiles)
+        given = (video_q, condition_q, k, v, *tables)
         own = attributes | {"ratio": bias.ratio}
         outs = _node("RelationalCrossAttention", given, own, [video_q, condition_q])
         return outs[0], outs[1]
