@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow lint
+.PHONY: install demo test test-slow lint bench-gpu
 
 install: $(INSTALLED)
 
@@ -34,3 +34,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# On a machine with a GPU; needs torch and triton, and nothing of this package installed
+bench-gpu:
+	$(PYTHON) benchmarks/gpu.py
