@@ -1,9 +1,13 @@
-"""The model as ONNX with opaque nodes where a runtime has plugins: `lumosx::RelationalAttention`,
-`RelationalCrossAttention` and `QkNormRope`.
+"""The model as ONNX with opaque nodes where a runtime has plugins, of the domain `lumosx`.
+
+    QkNormRope                 RMS norm and rotation of queries and keys
+    RelationalAttention        self-attention of video and references; VideoAttention without the
+                               latter's queries, in the last block
+    RelationalBias             the table of MCAM
+    RelationalCrossAttention   the references' attention over the text, given that table
 
 Every node has a function body of standard operators attached, made by exporting the operation
-itself, so the same file runs in any ONNX runtime; with plugins, the bodies are not used. Attention
-of the last block, which has no condition queries, is `VideoAttention`.
+itself, so the same file runs in any ONNX runtime; with plugins, the bodies are not used.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from lumosx_rt.export.graph import OPSETS, export_onnx, translate
-from lumosx_rt.export.ops import export_ops
+from lumosx_rt.export.ops import attend_matmul, export_ops
 from lumosx_rt.reference.config import LumosXConfig
 from lumosx_rt.reference.layout import SceneLayout
 from lumosx_rt.reference.model import LumosX
-from lumosx_rt.reference.ops import QKV, Ops, WordBias
+from lumosx_rt.reference.ops import QKV, Ops, WordBias, bias_table, unrolled
 from lumosx_rt.reference.structure import Structure, structure_of
 
 DOMAIN, VERSION = "lumosx", 1
@@ -56,19 +60,22 @@ def export_plugin_onnx(
 
 
 def plugin_ops(config: LumosXConfig) -> Ops:
-    """The operations as opaque nodes; QK norms without rotation and `norm_modulate` stay as are."""
+    """The operations as opaque nodes; the video's cross-attention, QK norms without rotation and
+    `norm_modulate` stay standard operators."""
     attributes = {"heads": config.num_heads, "scale": config.head_dim**-0.5}
+    spelled = export_ops(OPSETS[0])
 
     def self_attention(
         video: QKV, condition: QKV, structure: Structure, site: str
     ) -> tuple[Tensor, Tensor | None]:
         assert video.q is not None
-        if condition.q is None:
-            known = (*video, condition.k, condition.v)
-            (out,) = _node("VideoAttention", known, attributes, [video.q])
-            return out, None
         groups = (structure.group_index, structure.group_mask, structure.group_inverse)
-        given = (*video, *condition, structure.bias_tiles, *groups)
+        known = (structure.bias_tiles, *groups)
+        if condition.q is None:
+            keys = (condition.k, condition.v)
+            (out,) = _node("VideoAttention", (*video, *keys, *known), attributes, [video.q])
+            return out, None
+        given = (*video, *condition, *known)
         outs = _node("RelationalAttention", given, attributes, [video.q, condition.q])
         return outs[0], outs[1]
 
@@ -82,19 +89,23 @@ def plugin_ops(config: LumosXConfig) -> Ops:
         site: str,
     ) -> tuple[Tensor, Tensor | None]:
         if condition_q is None or bias is None:
-            spelled = export_ops(OPSETS[0]).cross_attention
-            return spelled(video_q, condition_q, k, v, bias, structure, site)
-        tables = (bias.template, structure.tile_pool, structure.bias_tiles)
-        given = (video_q, condition_q, k, v, *tables)
+            return spelled.cross_attention(video_q, condition_q, k, v, bias, structure, site)
+        video_out, _ = spelled.cross_attention(video_q, None, k, v, None, structure, site)
+        tiles = structure.bias_tiles
         own = attributes | {"ratio": bias.ratio}
-        outs = _node("RelationalCrossAttention", given, own, [video_q, condition_q])
-        return outs[0], outs[1]
+        sizes = (config.num_heads, bias.template.shape[1], structure.tile_pool.shape[0])
+        like = condition_q.new_empty((k.shape[0], *sizes, k.shape[1]))
+        given = (condition_q, k, bias.template, structure.tile_pool, tiles)
+        (table,) = _node("RelationalBias", given, own, [like])
+        given = (condition_q, k, v, table, tiles)
+        (out,) = _node("RelationalCrossAttention", given, attributes, [condition_q])
+        return video_out, out
 
     def qk_norm_rope(
         x: Tensor, weight: Tensor | None, rope: Tensor | None, heads: int, eps: float
     ) -> Tensor:
         if weight is None or rope is None:
-            return export_ops(OPSETS[0]).qk_norm_rope(x, weight, rope, heads, eps)
+            return spelled.qk_norm_rope(x, weight, rope, heads, eps)
         own = {"heads": heads, "eps": eps}
         (out,) = _node("QkNormRope", (x, weight, rope), own, [x.unflatten(-1, (heads, -1))])
         return out
@@ -133,9 +144,10 @@ def operations(config: LumosXConfig) -> dict[str, Operation]:
     frame = {"bias_tiles": "height width"}
     groups = dict.fromkeys(("group_index", "group_mask"), "streams groups members")
     groups |= {"group_inverse": "streams references"}
-    text = {name: "streams text_len heads head_dim" for name in ("k", "v")}
-    cross = {"video_q": video["video_q"], "condition_q": condition["condition_q"], **text}
-    template = {"template": "streams references text_len", "tile_pool": "tiles height width"}
+    query = {"q": "streams condition heads head_dim"}
+    key, value = ({name: "streams text_len heads head_dim"} for name in ("k", "v"))
+    words = {"template": "streams references text_len", "tile_pool": "tiles height width"}
+    table = {"table": "streams heads references tiles text_len"}
 
     def attention(*given: Tensor) -> tuple[Tensor, ...]:
         structure = _structure(dict(zip([*frame, *groups], given[6:], strict=True)))
@@ -143,35 +155,36 @@ def operations(config: LumosXConfig) -> dict[str, Operation]:
         assert out[1] is not None
         return out[0], out[1]
 
-    def video_attention(q: Tensor, k: Tensor, v: Tensor, ck: Tensor, cv: Tensor) -> tuple[Tensor]:
-        nothing = _structure({"bias_tiles": q.new_zeros((1,))})
-        return (spelled.self_attention(QKV(q, k, v), QKV(None, ck, cv), nothing, "")[0],)
+    def video_attention(*given: Tensor) -> tuple[Tensor]:
+        structure = _structure(dict(zip([*frame, *groups], given[5:], strict=True)))
+        video, condition = QKV(*given[:3]), QKV(None, *given[3:5])
+        return (spelled.self_attention(video, condition, structure, "")[0],)
+
+    def bias(q: Tensor, k: Tensor, words: Tensor, pool: Tensor, tiles: Tensor) -> tuple[Tensor]:
+        structure = _structure({"tile_pool": pool, "bias_tiles": tiles})
+        return (bias_table(q, k, WordBias(words, config.mcam_ratio), structure),)
 
     def cross_attention(
-        q: Tensor, cq: Tensor, k: Tensor, v: Tensor, words: Tensor, pool: Tensor, tiles: Tensor
-    ) -> tuple[Tensor, ...]:
-        structure = _structure({"tile_pool": pool, "bias_tiles": tiles})
-        bias = WordBias(words, config.mcam_ratio)
-        out = spelled.cross_attention(q, cq, k, v, bias, structure, "")
-        assert out[1] is not None
-        return out[0], out[1]
+        q: Tensor, k: Tensor, v: Tensor, table: Tensor, tiles: Tensor
+    ) -> tuple[Tensor]:
+        return (attend_matmul(q, k, v, unrolled(table, tiles)),)
 
     def norm_rope(x: Tensor, weight: Tensor, rope: Tensor) -> tuple[Tensor]:
         return (spelled.qk_norm_rope(x, weight, rope, config.num_heads, config.eps),)
 
     keys = {name: condition[name] for name in ("condition_k", "condition_v")}
-    both = ("video_out", "condition_out")
     # traced with one row of angles; what it becomes broadcasts, and takes a row a batch entry too
     norm = {"x": "batch tokens dim", "weight": "dim", "rope": "2 1 tokens pairs"}
+    known, biased = {**frame, **groups}, {**query, **key, **words, **frame}
+    both, one = ("video_out", "condition_out"), ("out",)
     return {
-        "RelationalAttention": Operation(
-            {**video, **condition, **frame, **groups}, both, attention
-        ),
-        "VideoAttention": Operation({**video, **keys}, ("video_out",), video_attention),
+        "RelationalAttention": Operation({**video, **condition, **known}, both, attention),
+        "VideoAttention": Operation({**video, **keys, **known}, one, video_attention),
+        "RelationalBias": Operation(biased, ("table",), bias),
         "RelationalCrossAttention": Operation(
-            {**cross, **template, **frame}, both, cross_attention
+            {**query, **key, **value, **table, **frame}, one, cross_attention
         ),
-        "QkNormRope": Operation(norm, ("out",), norm_rope),
+        "QkNormRope": Operation(norm, one, norm_rope),
     }
 
 
@@ -248,7 +261,7 @@ def _attributes(name: str) -> list[Any]:
     import onnx_ir as ir
 
     names: tuple[str, ...] = {"QkNormRope": ("heads", "eps")}.get(name, ("heads", "scale"))
-    if name == "RelationalCrossAttention":
+    if name == "RelationalBias":
         names = (*names, "ratio")
     kinds = {"heads": ir.AttributeType.INT}
     return [ir.Attr(n, kinds.get(n, ir.AttributeType.FLOAT), None) for n in names]

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from lumosx_rt.kernels.norm_modulate import QuantizedRows, quantize_rows
+from lumosx_rt.kernels.norm_modulate import QuantizedRows, quantize_rows, rows_in_e4m3
 from lumosx_rt.kernels.numerics import E4M3_MAX, cast, row_scale
 from lumosx_rt.kernels.registration import launcher, operator
 from lumosx_rt.kernels.tiles import RowTiles, row_tiles
@@ -72,7 +72,7 @@ class LinearFp8(nn.Module):
                 raise ValueError("a layer with a calibrated input scale takes no quantized rows")
             return x
         if self.input_scale is None:
-            return quantize_rows(x)
+            return rows_in_e4m3(x)
         values = (x.float() / self.input_scale).clamp(-E4M3_MAX, E4M3_MAX)
         return QuantizedRows(values.to(torch.float8_e4m3fn), self.input_scale)
 

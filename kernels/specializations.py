@@ -17,20 +17,20 @@ from lumosx_rt.kernels import (
 from lumosx_rt.kernels.ahead_of_time import Specialization
 from lumosx_rt.kernels.tiles import AttentionTiles, RowTiles
 
-_POINTERS = {
+POINTERS = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.float8_e4m3fn: "*fp8e4nv",
 }
-_E4M3, _F32 = _POINTERS[torch.float8_e4m3fn], _POINTERS[torch.float32]
+_E4M3, _F32 = POINTERS[torch.float8_e4m3fn], POINTERS[torch.float32]
 
 
 def of_relational_attention(
     dtype: torch.dtype, heads: int, head_dim: int, tiles: AttentionTiles, *, e4m3: bool = False
 ) -> Specialization:
     """Self-attention; dtype is that of queries and outputs, and of keys unless e4m3."""
-    own = _POINTERS[dtype]
+    own = POINTERS[dtype]
     keys = _E4M3 if e4m3 else own
     scales = _F32 if e4m3 else own
     types = dict.fromkeys(("q", "cq", "out", "cout"), own)
@@ -48,7 +48,7 @@ def of_relational_cross_attention(
     dtype: torch.dtype, heads: int, head_dim: int, tiles: AttentionTiles, *, biased: bool = True
 ) -> Specialization:
     """Cross-attention, given its bias table."""
-    types = dict.fromkeys(("q", "k", "v", "table", "out"), _POINTERS[dtype])
+    types = dict.fromkeys(("q", "k", "v", "table", "out"), POINTERS[dtype])
     types |= {"bias_tiles": "*i64", "scale": "fp32"}
     kernel = relational_cross_attention.kernel
     constants = relational_cross_attention.constants(heads, head_dim, tiles, biased)
@@ -59,7 +59,7 @@ def of_relational_cross_attention(
 
 def of_bias_table(dtype: torch.dtype, heads: int, head_dim: int) -> Specialization:
     """The table of MCAM."""
-    types = dict.fromkeys(("q", "k", "table"), _POINTERS[dtype])
+    types = dict.fromkeys(("q", "k", "table"), POINTERS[dtype])
     types |= {"template": _F32, "scale": "fp32"}
     kernel = relational_cross_attention.table_kernel
     constants = relational_cross_attention.table_constants(heads, head_dim)
@@ -68,7 +68,7 @@ def of_bias_table(dtype: torch.dtype, heads: int, head_dim: int) -> Specializati
 
 def of_quantize_kv(dtype: torch.dtype, heads: int, head_dim: int) -> Specialization:
     """Keys and values into e4m3."""
-    types = dict.fromkeys(("k", "v"), _POINTERS[dtype])
+    types = dict.fromkeys(("k", "v"), POINTERS[dtype])
     types |= dict.fromkeys(("k_mean", "v_scale", "k_scale"), _F32)
     types |= dict.fromkeys(("k8", "v8"), _E4M3)
     constants = quantize_kv.constants(heads, head_dim)
@@ -77,7 +77,7 @@ def of_quantize_kv(dtype: torch.dtype, heads: int, head_dim: int) -> Specializat
 
 def of_kv_statistics(dtype: torch.dtype, heads: int, head_dim: int) -> Specialization:
     """What keys share and how large values are, block by block."""
-    types = dict.fromkeys(("k", "v"), _POINTERS[dtype]) | dict.fromkeys(("k_sum", "v_amax"), _F32)
+    types = dict.fromkeys(("k", "v"), POINTERS[dtype]) | dict.fromkeys(("k_sum", "v_amax"), _F32)
     constants = quantize_kv.constants(heads, head_dim)
     kernel = quantize_kv.statistics_kernel
     return _specialization("kv_statistics", kernel, types, constants)
@@ -88,7 +88,7 @@ def of_norm_modulate(
 ) -> Specialization:
     """Gated residual, layer norm and modulation, around a float32 residual stream."""
     types = dict.fromkeys(("x", "gate", "scale", "shift", "x_out", "y_scale"), _F32)
-    types |= {"delta": _POINTERS[dtype], "y_out": _E4M3 if quantize else _POINTERS[dtype]}
+    types |= {"delta": POINTERS[dtype], "y_out": _E4M3 if quantize else POINTERS[dtype]}
     types |= {"eps": "fp32"}
     constants = norm_modulate.constants(dim, tiles, 1, 1, 1, quantize)
     aligned = frozenset({"gate_stride", "scale_stride", "shift_stride"})
@@ -100,8 +100,8 @@ def of_qk_norm_rope(
     dtype: torch.dtype, heads: int, head_dim: int, tiles: RowTiles, *, rope: bool = True
 ) -> Specialization:
     """QK norm and rotation."""
-    types = dict.fromkeys(("x", "weight", "out"), _POINTERS[dtype])
-    types |= {"rope": _F32 if rope else _POINTERS[dtype], "eps": "fp32"}
+    types = dict.fromkeys(("x", "weight", "out"), POINTERS[dtype])
+    types |= {"rope": _F32 if rope else POINTERS[dtype], "eps": "fp32"}
     constants = qk_norm_rope.constants(heads * head_dim, heads, tiles, 1, 1 if rope else None)
     aligned = frozenset({"rope_stride", "sine_offset"})
     kernel = qk_norm_rope.kernel
@@ -111,7 +111,7 @@ def of_qk_norm_rope(
 
 def of_gelu_quantize(dtype: torch.dtype, dim: int, tiles: RowTiles) -> Specialization:
     """GELU into e4m3, a scale a row."""
-    types = {"x": _POINTERS[dtype], "out": _E4M3, "scale": _F32}
+    types = {"x": POINTERS[dtype], "out": _E4M3, "scale": _F32}
     constants = linear_fp8.constants(dim, tiles)
     return _specialization("gelu_quantize", linear_fp8.kernel, types, constants, tiles.num_warps)
 

@@ -125,8 +125,7 @@ def cross_attention(
     if bias is None:
         return video_out, attend(condition_q, k, v, None)
     table = bias_table(condition_q, k, bias, structure)
-    rows = table.index_select(3, structure.bias_tiles.flatten()).flatten(2, 3)
-    return video_out, attend(condition_q, k, v, rows)
+    return video_out, attend(condition_q, k, v, unrolled(table, structure.bias_tiles))
 
 
 def bias_table(q: Tensor, k: Tensor, bias: WordBias, structure: Structure) -> Tensor:
@@ -142,6 +141,11 @@ def bias_table(q: Tensor, k: Tensor, bias: WordBias, structure: Structure) -> Te
     scores = torch.einsum("shntd,slhd->shntl", pooled, k.to(wide)) * q.shape[-1] ** -0.5
     template = bias.template[:, None, :, None, :].to(wide)
     return (bias.ratio * scores.abs() * template).to(q.dtype)
+
+
+def unrolled(table: Tensor, bias_tiles: Tensor) -> Tensor:
+    """The bias of every reference token: [streams, heads, references * H * W, text_len]."""
+    return table.index_select(3, bias_tiles.flatten()).flatten(2, 3)
 
 
 def qk_norm_rope(

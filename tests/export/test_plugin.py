@@ -19,7 +19,7 @@ from tests.reference.test_golden import TOLERANCE, ModelCase, error
 # per block: attention of both kinds, rotation of q and k for video and condition; the last block
 # rotates no condition queries and attends with the video alone
 NODES = {"RelationalAttention": 1, "VideoAttention": 1, "RelationalCrossAttention": 1}
-NODES |= {"QkNormRope": 7}
+NODES |= {"RelationalBias": 1, "QkNormRope": 7}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_what_a_plugin_replaces_is_one_node_each(path: Path) -> None:
     for node in found:
         given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         assert given["heads"] == MICRO.num_heads
-        if node.op_type == "RelationalCrossAttention":
+        if node.op_type == "RelationalBias":
             assert given["ratio"] == pytest.approx(MICRO.mcam_ratio)
         if node.op_type == "QkNormRope":
             assert given["eps"] == pytest.approx(MICRO.eps)

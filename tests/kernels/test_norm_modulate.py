@@ -10,6 +10,7 @@ from lumosx_rt.kernels.norm_modulate import (
     norm_modulate,
     norm_modulate_quantized,
     quantize_rows,
+    rows_in_e4m3,
 )
 from lumosx_rt.reference import ops
 from tests.kernels.cases import HALF, assert_within_budget, random, relative
@@ -71,6 +72,14 @@ def test_quantized_rows_are_the_exact_ones_rounded_to_e4m3() -> None:
     plain = quantize_rows(exact_y.float())
     allowed = 2 * relative(plain.values.double() * plain.scale.double(), exact_y)
     assert relative(found, exact_y) <= allowed < 0.1
+
+
+def test_rows_in_one_pass_are_the_plain_ones() -> None:
+    y = random(2, 3, 5, 48, seed=1, dtype=torch.bfloat16) * 10
+    found, plain = rows_in_e4m3(y), quantize_rows(y)
+    torch.testing.assert_close(found.scale, plain.scale, atol=0, rtol=1e-6)
+    assert found.values.shape == y.shape
+    assert (found.values.float() != plain.values.float()).float().mean() < 0.01
 
 
 def test_a_row_of_zeros_quantizes_to_zeros() -> None:
