@@ -33,7 +33,8 @@ def relative(actual: Tensor, exact: Tensor) -> float:
     assert actual.shape == exact.shape, (actual.shape, exact.shape)
     if not actual.numel():
         return 0.0
-    return float((actual.detach().double() - exact).norm() / exact.norm())
+    actual, exact = actual.detach(), exact.detach()
+    return float((actual.double() - exact).norm() / exact.norm())
 
 
 def assert_within_budget(name: str, actual: Tensor, plain: Tensor, exact: Tensor) -> None:
