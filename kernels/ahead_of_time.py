@@ -38,7 +38,7 @@ class Specialization:
 
 @dataclass(frozen=True)
 class Compiled:
-    """Code for one architecture. Registers and spills are of a thread."""
+    """Code for one architecture. Registers and spills (its stack) are of a thread."""
 
     ptx: str
     cubin: bytes
@@ -76,25 +76,20 @@ def compile_for(specialization: Specialization, sm: int) -> Compiled:
     options = {"num_warps": specialization.num_warps, "num_stages": specialization.num_stages}
     built = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
     ptx, cubin = built.asm["ptx"], built.asm["cubin"]
-    registers, spills = _resources(ptx)
+    registers, spills = _resources(cubin)
     (entry,) = re.findall(r"\.entry (\w+)", ptx)
     # warp specialization adds warps to those asked for
     (threads,) = re.findall(r"\.reqntid (\d+)", ptx)
     return Compiled(ptx, cubin, entry, registers, spills, built.metadata.shared, int(threads) // 32)
 
 
-def _resources(ptx: str) -> tuple[int, int]:
-    """Registers and bytes spilled, a thread, as the assembler reports them."""
-    (target,) = re.findall(r"\.target (sm_\w+)", ptx)
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    # the newest assembler of the package takes every target
-    tools = [folder / name for name in ("ptxas-blackwell", "ptxas")]
-    tool = next(path for path in tools if path.exists())
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch, "kernel.ptx")
-        file.write_text(ptx)
-        output = Path(scratch, "kernel.cubin")
-        command = [str(tool), "-v", f"--gpu-name={target}", str(file), "-o", str(output)]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", said))
-    return max(int(n) for n in re.findall(r"Used (\d+) registers", said)), spills
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of stack (what was spilled) of a thread, read off the machine code."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    ((registers, stack),) = re.findall(r"REG:(\d+) STACK:(\d+)", said)
+    return int(registers), int(stack)
