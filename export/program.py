@@ -117,10 +117,13 @@ def feed_of(inputs: tuple[Any, ...]) -> dict[str, Tensor]:
     return dict(zip(INPUTS, [*tensors, *structure], strict=True))
 
 
-def check_shapes(shapes: Mapping[str, Sequence[int]]) -> None:
+def check_shapes(
+    shapes: Mapping[str, Sequence[int]], limits: Mapping[str, Sequence[int]] = LIMITS
+) -> None:
     """Compiled code trusts its inputs: raises LumosXError where shapes contradict `AXES`.
 
-    shapes: of every input, by its name. An axis must have one size everywhere, within `LIMITS`.
+    shapes: of every input, by its name. An axis must have one size everywhere, within `limits`
+    (least and most).
     """
     sizes: dict[str, int] = {}
     for name, axes in AXES.items():
@@ -130,7 +133,7 @@ def check_shapes(shapes: Mapping[str, Sequence[int]]) -> None:
         for axis, found in zip(axes, shape, strict=True):
             factor, _, bare = str(axis).rpartition("*")
             size, rest = divmod(found, int(factor or 1))
-            least, most = LIMITS.get(bare, (0, found))
+            least, most = limits.get(bare, (0, found))
             known = axis if isinstance(axis, int) else sizes.setdefault(bare, size)
             if rest or size != known or not least <= size <= most:
                 raise LumosXError(

@@ -1,7 +1,7 @@
-"""The user cache: where content with a given hash was last seen, hashes of unchanged files, and
-which code was compiled here.
+"""The user cache: where content with a given hash was last seen, hashes of unchanged files, which
+code was compiled here, and what TensorRT-RTX compiles of a plan when it runs.
 
-It holds only small notes, never the weights themselves; losing it costs time, not results.
+It never holds the weights themselves; losing it costs time, not results.
 """
 
 import hashlib
@@ -51,13 +51,18 @@ def recall(digest: str) -> Bundle | None:
     return None
 
 
+def kernels_of(digest: str) -> Path:
+    """Where TensorRT-RTX keeps the kernels it compiled for the plan with this hash."""
+    return cache_dir() / "kernels" / f"{digest}.bin"
+
+
 def note_compiled(digest: str) -> None:
-    """Note that the package with this hash was compiled here, by this user."""
+    """Note that the package or plan with this hash was compiled here, by this user."""
     _write(_compiled(digest), {"sha256": digest})
 
 
 def compiled_here(digest: str) -> bool:
-    """Whether the package with this hash was compiled here, by this user."""
+    """Whether the package or plan with this hash was compiled here, by this user."""
     return _compiled(digest).is_file()
 
 

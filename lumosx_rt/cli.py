@@ -4,7 +4,6 @@ Thin: each command checks its words, calls one function of the package, and show
 Nothing heavy is imported before a command runs.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,14 @@ from typing import Annotated, Any
 import typer
 
 from lumosx_rt import __version__
+from lumosx_rt.arguments import (
+    check_provider,
+    largest_size,
+    loaded_engine,
+    transformer_config,
+    video_size,
+)
+from lumosx_rt.calibrate_command import calibrate
 from lumosx_rt.console import progress_bar, reasons, refuse, result, say
 
 app = typer.Typer(
@@ -32,7 +39,7 @@ Checkpoint = Annotated[
 Provider = Annotated[str, typer.Option(help="auto, cpu or cuda; an explicit one never falls back.")]
 Trust = Annotated[
     bool,
-    typer.Option("--trust", help="Run compiled code (torch) that was not made on this machine."),
+    typer.Option("--trust", help="Run compiled code that was not made on this machine."),
 ]
 Frames = Annotated[int | None, typer.Option(help="Pixel frames, 1 + 4k.")]
 Height = Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")]
@@ -72,12 +79,17 @@ def build(
     init: Annotated[str | None, typer.Option(help="random: weights drawn from --seed.")] = None,
     seed: Annotated[int, typer.Option(help="Of random weights.")] = 0,
     backend: Annotated[
-        str, typer.Option(help="auto (onnxruntime), onnxruntime, or torch (compiled for here).")
+        str,
+        typer.Option(
+            help="auto (onnxruntime), onnxruntime, torch (compiled for here), or tensorrt-rtx (a "
+            "plan for GPUs that need not be here)."
+        ),
     ] = "auto",
     precision: Annotated[
         str | None,
         typer.Option(
-            help="fp32, fp16 (onnxruntime: weights in half) or bf16 (torch) [fp32; on a GPU bf16]."
+            help="fp32, fp16 (onnxruntime: weights in half; tensorrt-rtx) or bf16 (torch, "
+            "tensorrt-rtx) [fp32; for a GPU bf16]."
         ),
     ] = None,
     opset: Annotated[
@@ -85,6 +97,25 @@ def build(
     ] = None,
     device: Annotated[str, typer.Option(help="torch: auto, cpu or cuda.")] = "auto",
     max_references: Annotated[int, typer.Option(help="Most pictures in a scene.")] = 16,
+    targets: Annotated[
+        str | None,
+        typer.Option(help="tensorrt-rtx: kinds of GPU, with commas between [sm_89,sm_120]."),
+    ] = None,
+    max_seeds: Annotated[
+        int | None, typer.Option(help="tensorrt-rtx: most videos of a scene at once [4].")
+    ] = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option(
+            help="tensorrt-rtx: the largest video, FRAMESxHEIGHTxWIDTH [the checkpoint's own]."
+        ),
+    ] = None,
+    weight_streaming: Annotated[
+        bool,
+        typer.Option(
+            "--weight-streaming", help="tensorrt-rtx: for GPUs too small for the weights."
+        ),
+    ] = False,
     config: Annotated[
         Path | None,
         typer.Option(help="JSON with the transformer's sizes, if it has none beside it."),
@@ -99,7 +130,8 @@ def build(
 
     Examples: `lumosx-rt build checkpoints/lumosx -o engines/lumosx`,
     `lumosx-rt build --preset tiny --init random -o engines/tiny`,
-    `lumosx-rt build checkpoints/tiny -o engines/tiny-torch --backend torch`
+    `lumosx-rt build checkpoints/tiny -o engines/tiny-torch --backend torch`,
+    `lumosx-rt build checkpoints/lumosx --backend tensorrt-rtx --targets sm_89 -o engines/rtx`
     """
     if (preset is None) != (init is None) or init not in (None, "random"):
         refuse("--preset and --init random go together", 2)
@@ -118,8 +150,12 @@ def build(
             precision=precision,
             opset=opset,
             device=device,
+            targets=targets,
             max_references=max_references,
-            config=_config(config),
+            max_seeds=max_seeds,
+            max_size=largest_size(max_size),
+            weight_streaming=weight_streaming,
+            config=transformer_config(config),
             self_contained=self_contained,
             force=force,
             report=say,
@@ -167,7 +203,7 @@ def generate(
 
         paths = find_scenes(scenes)
         say(f"loading {engine}")
-        loaded = _load(engine, components, provider, trust)
+        loaded = loaded_engine(engine, components, provider, trust)
         if loaded.manifest.checkpoint.get("source") == "random":
             say("note: this engine has random weights; its videos are noise in colour, by design")
         with progress_bar() as bar:
@@ -185,7 +221,7 @@ def generate(
                 force=force,
                 load=lambda path: Scene.load(path, order=order, script=script),  # type: ignore[arg-type]
                 progress=progress,
-                size=_size(loaded.manifest.defaults, frames, height, width),
+                size=video_size(loaded.manifest.defaults, frames, height, width),
                 steps=steps,
                 guidance=guidance,
                 shift=shift,
@@ -234,7 +270,7 @@ def verify(
 
         chosen = [Scene.load(path) for path in find_scenes(scenes)] if scenes else builtin_scenes()
         say(f"loading {engine}")
-        loaded = _load(engine, components, provider, trust)
+        loaded = loaded_engine(engine, components, provider, trust)
         with progress_bar() as bar:
             task = bar.add_task("verify", total=None)
 
@@ -245,7 +281,7 @@ def verify(
                 loaded,
                 chosen,
                 checkpoint=checkpoint,
-                size=_size(loaded.manifest.defaults, frames, height, width),
+                size=video_size(loaded.manifest.defaults, frames, height, width),
                 steps=steps,
                 seeds=tuple(seed or (0,)),
                 progress=progress,
@@ -284,7 +320,7 @@ def bench(
     Examples: `lumosx-rt bench engines/tiny --list ci`,
     `lumosx-rt bench checkpoints/tiny --suite vae-ceiling`
     """
-    _check_provider(provider)
+    check_provider(provider)
     with reasons("finished scenes are kept, the same command goes on from there"):
         from lumosx_rt.bench.command import bench as run_bench
         from lumosx_rt.bench.command import told
@@ -351,6 +387,9 @@ def train(
         result(str(bundle), {"bundle": str(bundle)}, as_json)
 
 
+app.command()(calibrate)
+
+
 @app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(help="Engine, scene, checkpoint, or a layout key.")],
@@ -371,7 +410,7 @@ def inspect(
         from lumosx_rt.inspection import as_text
         from lumosx_rt.inspection import inspect as inspect_path
 
-        size = _size({"frames": 81, "height": 480, "width": 832}, frames, height, width)
+        size = video_size({"frames": 81, "height": 480, "width": 832}, frames, height, width)
         facts = inspect_path(path, size, layout_png)
         result(as_text(facts), facts, as_json)
         if facts.get("errors"):
@@ -392,38 +431,3 @@ def doctor(as_json: Json = False) -> None:
         result(as_text(facts), facts, as_json)
         if facts["problems"]:
             refuse(f"{len(facts['problems'])} problems: run `make install` in the project's folder")
-
-
-def _load(engine: Path, components: Path | None, provider: str, trust: bool) -> Any:
-    from lumosx_rt.engine import load
-
-    _check_provider(provider)
-    return load(engine, components=components, provider=provider, trust=trust)  # type: ignore[arg-type]
-
-
-def _check_provider(provider: str) -> None:
-    if provider not in ("auto", "cpu", "cuda"):
-        refuse(f"--provider: got '{provider}', accepted are auto, cpu, cuda", 2)
-
-
-def _size(
-    defaults: dict[str, Any], frames: int | None, height: int | None, width: int | None
-) -> Any:
-    from lumosx_rt.reference.binding import VideoSize
-
-    given = {"frames": frames, "height": height, "width": width}
-    return VideoSize(**{k: defaults[k] if v is None else v for k, v in given.items()})
-
-
-def _config(path: Path | None) -> Any:
-    from lumosx_rt.reference.config import LumosXConfig
-    from lumosx_rt.reference.errors import LumosXError
-
-    if path is None:
-        return None
-    try:
-        return LumosXConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise LumosXError(
-            f"{path}: not a JSON file with the transformer's sizes ({error})"
-        ) from None

@@ -4,27 +4,31 @@ A request for one is checked before any heavy work; what it makes is loaded by `
 """
 
 import os
-import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
 
-from lumosx_rt import __version__, cache
+from lumosx_rt import cache
 from lumosx_rt.backends.eager import recast
 from lumosx_rt.backends.onnxruntime import Provider
 from lumosx_rt.backends.package import device_facts
+from lumosx_rt.backends.plan import BACKEND as TENSORRT_RTX
 from lumosx_rt.export.graph import OPSETS
+from lumosx_rt.export.limits import Limits
 from lumosx_rt.manifest import GRAPH, PACKAGE, PRECISIONS, sha256_of
+from lumosx_rt.plans import plan_compiler
+from lumosx_rt.reference.binding import VideoSize
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.model import LumosX
 from lumosx_rt.reference.ops import Ops
+from lumosx_rt.versions import versions
 
-BACKENDS = ("auto", "onnxruntime", "torch")
+BACKENDS = ("auto", "onnxruntime", "torch", TENSORRT_RTX)
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of a package's linears and attention
 Report = Callable[[str], None]
@@ -48,8 +52,9 @@ class Compiler(Protocol):
         """What the manifest says it was built for."""
 
     @property
-    def provider(self) -> Provider:
-        """Where the result is checked."""
+    def provider(self) -> Provider | None:
+        """Where the result is compared with the reference; None: it cannot run here, and `compile`
+        compares what it was made of, under "parity" of its facts."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -66,7 +71,10 @@ class Compiler(Protocol):
     def remedy(self) -> str:
         """What to try where the result is not close enough."""
 
-    def compile(self, model: LumosX, path: Path, report: Report) -> dict[str, Any]:
+    def limits(self, defaults: dict[str, Any], max_references: int) -> Limits:
+        """The sizes that the result serves; defaults: of the checkpoint's videos."""
+
+    def compile(self, model: LumosX, path: Path, limits: Limits, report: Report) -> dict[str, Any]:
         """Write `path` and what belongs beside it; returns facts for the report."""
 
     def vouches_for(self, path: Path) -> bool:
@@ -96,7 +104,7 @@ class OnnxCompiler:
         import onnx
         import onnxruntime
 
-        return _versions(onnx=onnx.__version__, onnxruntime=onnxruntime.__version__)
+        return versions(onnx=onnx.__version__, onnxruntime=onnxruntime.__version__)
 
     @property
     def bytes_per_parameter(self) -> int:
@@ -106,7 +114,10 @@ class OnnxCompiler:
     def remedy(self) -> str:
         return f"Try --opset {OPSETS[-1]}, or fp32"
 
-    def compile(self, model: LumosX, path: Path, report: Report) -> dict[str, Any]:
+    def limits(self, defaults: dict[str, Any], max_references: int) -> Limits:
+        return Limits.any_size(max_references)
+
+    def compile(self, model: LumosX, path: Path, limits: Limits, report: Report) -> dict[str, Any]:
         from lumosx_rt.export.graph import export_onnx
 
         return export_onnx(model, path, opset=self.opset, precision=self.precision, report=report)
@@ -135,7 +146,7 @@ class TorchCompiler:
 
     @property
     def versions(self) -> dict[str, str]:
-        return _versions()
+        return versions()
 
     @property
     def bytes_per_parameter(self) -> int:
@@ -146,7 +157,10 @@ class TorchCompiler:
     def remedy(self) -> str:
         return "Try --precision fp32, or --backend onnxruntime"
 
-    def compile(self, model: LumosX, path: Path, report: Report) -> dict[str, Any]:
+    def limits(self, defaults: dict[str, Any], max_references: int) -> Limits:
+        return Limits.any_size(max_references)
+
+    def compile(self, model: LumosX, path: Path, limits: Limits, report: Report) -> dict[str, Any]:
         from lumosx_rt.export.package import compile_package
 
         report(f"device: {', '.join(self.device.values())}")
@@ -165,20 +179,38 @@ def compiler_of(
     precision: str | None = None,
     opset: int | None = None,
     device: str = "auto",
+    *,
+    targets: str | Sequence[str] | None = None,
+    max_seeds: int | None = None,
+    max_size: VideoSize | None = None,
+    weight_streaming: bool = False,
 ) -> Compiler:
     """The compiler for a request. `auto` is onnxruntime, whose graph runs on every machine.
 
-    precision: by default fp32, and bf16 for a GPU. opset is onnxruntime's alone, device torch's.
+    precision: by default fp32, for a GPU bf16. opset is onnxruntime's alone, device torch's, and
+    what follows tensorrt-rtx's (`plan_compiler`).
     Raises LumosXError for what does not exist or does not go together, and without a C++ compiler.
     """
     if backend not in BACKENDS:
         raise LumosXError(f"backend: got '{backend}', accepted are {', '.join(BACKENDS)}")
-    if precision not in (None, *PRECISIONS):
-        raise LumosXError(f"precision: got '{precision}', accepted are {', '.join(PRECISIONS)}")
     if device not in DEVICES:
         raise LumosXError(f"device: got '{device}', accepted are {', '.join(DEVICES)}")
     if opset not in (None, *OPSETS):
         raise LumosXError(f"opset: got {opset}, accepted are {', '.join(map(str, OPSETS))}")
+    if backend == TENSORRT_RTX:
+        if opset is not None or device != "auto":
+            raise LumosXError(
+                f"opset and device: got {opset} and '{device}', a plan has neither; leave them "
+                "away, and say with --targets which GPUs it is for"
+            )
+        return plan_compiler(precision, targets, max_seeds, max_size, weight_streaming)
+    if targets or max_seeds or max_size or weight_streaming:
+        raise LumosXError(
+            "targets, max_seeds, max_size, weight_streaming: only plans have them; leave them "
+            f"away, or take --backend {TENSORRT_RTX}"
+        )
+    if precision not in (None, *PRECISIONS):
+        raise LumosXError(f"precision: got '{precision}', accepted are {', '.join(PRECISIONS)}")
     if backend == "torch":
         return _torch_compiler(precision, opset, device)
     if precision == "bf16":
@@ -236,12 +268,3 @@ def _ops(device: Provider, head_dim: int) -> Ops:
             f"device: the kernels for this GPU cannot be had ({error}); build with --device cpu, "
             "or --backend onnxruntime"
         ) from None
-
-
-def _versions(**others: str) -> dict[str, str]:
-    return {
-        "lumosx_rt": __version__,
-        "torch": torch.__version__.split("+")[0],
-        **others,
-        "python": platform.python_version(),
-    }

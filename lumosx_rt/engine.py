@@ -36,7 +36,7 @@ def load(
 
     components: a folder with text encoder, tokenizer and VAE, where the engine has none of its own.
     check_hashes: compare every file's content with the manifest (sizes always are).
-    trust: run compiled code (backend torch) that was not made on this machine; code can do
+    trust: run compiled code (torch, tensorrt-rtx) that was not made on this machine; code can do
     whatever you can.
     Raises LumosXError for whatever does not fit.
     """

@@ -44,7 +44,7 @@ def _engine(path: Path) -> dict[str, Any]:
     manifest = read_manifest(path)
     check_files(path, manifest)
     report = read_report(path)
-    check = report.get("verify")
+    check, build = report.get("verify"), report.get("build", {})
     return {
         "kind": "engine",
         "backend": manifest.backend,
@@ -58,7 +58,9 @@ def _engine(path: Path) -> dict[str, Any]:
         "bytes": sum(record.bytes for record in manifest.files.values()),
         "files": len(manifest.files),
         "verified": None if check is None else check["passed"],
-        "operators": report.get("build", {}).get("operators", {}),
+        "device": manifest.device,
+        "operators": build.get("operators", {}),
+        "layers": build.get("layers", {}),
     }
 
 

@@ -4,12 +4,13 @@
       manifest.json
       transformer/model.onnx  transformer/model.onnx.data
       transformer/model.pt2   instead, in an engine of the backend torch: compiled code
+      transformer/model.plan  instead, of the backend tensorrt-rtx: compiled code for a GPU
       components/...          only in a self-contained engine
       report.json  report.md  the last check; not part of the content
 
-Forbidden: absolute paths, paths that leave the folder, links, pickles, code (but for that package,
-which is loaded only where it was made, or on trust), files that are not listed, listed files that
-are missing or differ. Reading it runs no code and needs neither torch nor numpy.
+Forbidden: absolute paths, paths that leave the folder, links, pickles, code (but for those two,
+which are loaded only where they were made, or on trust), files that are not listed, listed files
+that are missing or differ. Reading it runs no code and needs neither torch nor numpy.
 """
 
 import hashlib
@@ -29,10 +30,12 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 REPORTS = ("report.json", "report.md")
 GRAPH, PACKAGE = "transformer/model.onnx", "transformer/model.pt2"
+PLAN = "transformer/model.plan"
 PRECISIONS = ("fp32", "fp16", "bf16")
 LAYOUTS = ("frames", "height", "width", "seeds", "references", "members")
 _MAX_MANIFEST_BYTES = 4 << 20
-_FORBIDDEN_SUFFIXES = {".pkl", ".pickle", ".pt", ".pt2", ".pth", ".bin", ".py", ".so"}
+_FORBIDDEN_SUFFIXES = {".pkl", ".pickle", ".pt", ".pt2", ".pth", ".bin", ".py", ".so", ".plan"}
+_CODE = {("torch", PACKAGE), ("tensorrt-rtx", PLAN)}
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ class Manifest:
     backend: str
     precision: str
     device: dict[str, Any]
-    """What it was built for: a name, and for compiled code the processor's `machine` and
-    `instructions`, or the GPU's `machine` and `capability`."""
+    """What it was built for: a name, and for a package the processor's `machine` and
+    `instructions`, or the GPU's `machine` and `capability`; for a plan its `targets`."""
     versions: dict[str, str]
     layouts: dict[str, list[int]]
     """Supported range [least, most] of frames, height, width (tokens), references, members, ..."""
@@ -171,13 +174,13 @@ def _record_problems(records: dict[str, Any]) -> list[str]:
 def path_problems(name: str, backend: str = "onnxruntime") -> list[str]:
     """What is wrong with a file name of a manifest: it must be relative, inside, and plain data.
 
-    Only the backend torch has one file of code: its `PACKAGE`.
+    Only torch and tensorrt-rtx have one file of code each: a `PACKAGE`, a `PLAN`.
     """
     path = PurePosixPath(name)
     plain = path.parts and str(path) == name and not set(name) & {"\\", ":"}
     if path.is_absolute() or ".." in path.parts or not plain:
         return [f"{name!r} must be a plain relative path inside the engine"]
-    if path.suffix.lower() in _FORBIDDEN_SUFFIXES and (backend, name) != ("torch", PACKAGE):
+    if path.suffix.lower() in _FORBIDDEN_SUFFIXES and (backend, name) not in _CODE:
         return [f"{name!r}: files of type {path.suffix} can run code and are forbidden"]
     if name in (MANIFEST, *REPORTS):
         return [f"{name!r} cannot be listed"]

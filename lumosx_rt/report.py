@@ -56,6 +56,7 @@ def _build_section(build: dict[str, Any]) -> list[str]:
         f"{build['seconds']} s, peak memory {build['peak_memory_bytes'] / 2**30:.1f} GiB, "
         + _compiled(build),
         "",
+        *_plan_lines(build.get("layers")),
         "One forward pass against the reference:",
         "",
         "| layout | streams x seeds | relative error |",
@@ -68,8 +69,29 @@ def _build_section(build: dict[str, Any]) -> list[str]:
     ]
 
 
+def _plan_lines(layers: dict[str, Any] | None) -> list[str]:
+    if layers is None:
+        return []
+    fused = [
+        f"| {place} | {sum(types.values())} | {', '.join(types)} |"
+        for place, types in layers["attention"].items()
+    ]
+    return [
+        "Plan not run: no GPU it was built for. What was compared is the graph that TensorRT was "
+        "given, with the plan's weights, in float32; what the plan became is its layer table:",
+        "",
+        f"{sum(layers['kernels'].values())} layers, "
+        f"{layers['scratch_bytes'] / 2**30:.2f} GiB of scratch memory at the most.",
+        "",
+        "| attention | fused kernels | inputs |",
+        "|---|---|---|",
+        *fused,
+        "",
+    ]
+
+
 def _compiled(build: dict[str, Any]) -> str:
-    if "opset" in build:
+    if "compile_seconds" not in build:
         return f"opset {build['opset']}, {sum(build['operators'].values())} operators"
     return f"compiled in {build['compile_seconds']} s for {', '.join(build['device'].values())}"
 

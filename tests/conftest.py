@@ -1,8 +1,9 @@
-"""Shared by all tests: a cache of their own, one thread, and three engines that are built once.
+"""Shared by all tests: a cache of their own, one thread, and four engines that are built once.
 
     tiny      preset tiny with random weights, as `build` makes it without a checkpoint
     micro     two layers of 48 channels, built from a bundle with a text encoder, tokenizer and VAE
     compiled  the same checkpoint for the backend torch, on a CPU
+    planned   the same checkpoint for the backend tensorrt-rtx, which only a GPU could run
 
 Tests that damage an engine damage a copy (`copied`).
 """
@@ -148,6 +149,29 @@ def compiled_engine(compiled):
     import lumosx_rt as rt
 
     return rt.load(compiled.folder)
+
+
+@pytest.fixture(scope="session")
+def planned(micro_bundle, shared):
+    """The micro checkpoint as a plan. The graph that it is made of is kept in `plan-graph`."""
+    pytest.importorskip("tensorrt_rtx")
+    from lumosx_rt.export import graph
+
+    export = graph.export_onnx
+
+    def keeping(model, path, **options):
+        facts = export(model, path, **options)
+        shutil.copytree(path.parent, shared / "plan-graph", dirs_exist_ok=True)
+        return facts
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "export_onnx", keeping)
+        return built(shared / "planned", micro_bundle, backend="tensorrt-rtx")
+
+
+@pytest.fixture(scope="session")
+def plan_graph(planned, shared):
+    return shared / "plan-graph" / "model.onnx"
 
 
 @pytest.fixture

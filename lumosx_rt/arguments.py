@@ -1,0 +1,60 @@
+"""Words of the command line as the values they mean. Nothing heavy is imported."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lumosx_rt.console import refuse
+
+
+def loaded_engine(engine: Path, components: Path | None, provider: str, trust: bool) -> Any:
+    """An engine. A provider that does not exist ends the program with a usage error."""
+    from lumosx_rt.engine import load
+
+    check_provider(provider)
+    return load(engine, components=components, provider=provider, trust=trust)  # type: ignore[arg-type]
+
+
+def check_provider(provider: str) -> None:
+    """Ends the program with a usage error for a provider that does not exist."""
+    if provider not in ("auto", "cpu", "cuda"):
+        refuse(f"--provider: got '{provider}', accepted are auto, cpu, cuda", 2)
+
+
+def video_size(
+    defaults: dict[str, Any], frames: int | None, height: int | None, width: int | None
+) -> Any:
+    """A `VideoSize` in pixels; what is not given is the default's."""
+    from lumosx_rt.reference.binding import VideoSize
+
+    given = {"frames": frames, "height": height, "width": width}
+    return VideoSize(**{k: defaults[k] if v is None else v for k, v in given.items()})
+
+
+def largest_size(size: str | None) -> Any:
+    """A `VideoSize` from text like 81x480x832; None from None. Raises LumosXError."""
+    from lumosx_rt.reference.binding import VideoSize
+    from lumosx_rt.reference.errors import LumosXError
+
+    if size is None:
+        return None
+    try:
+        frames, height, width = map(int, size.split("x"))
+    except ValueError:
+        raise LumosXError(f"max_size: got '{size}', accepted is like 81x480x832") from None
+    return VideoSize(frames, height, width)
+
+
+def transformer_config(path: Path | None) -> Any:
+    """A `LumosXConfig` from a JSON file; None from None. Raises LumosXError."""
+    from lumosx_rt.reference.config import LumosXConfig
+    from lumosx_rt.reference.errors import LumosXError
+
+    if path is None:
+        return None
+    try:
+        return LumosXConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise LumosXError(
+            f"{path}: not a JSON file with the transformer's sizes ({error})"
+        ) from None
