@@ -22,6 +22,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; set before any of them is imported
+
 HOST = "unmistakable-host-name"  # what the machine is called while engines are built
 
 

@@ -1,11 +1,7 @@
-"""Kernels run in Triton's interpreter here, and fresh buffers hold NaN."""
+"""Fresh buffers hold NaN here; tests/conftest.py turns Triton's interpreter on."""
 
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import torch
 
 import lumosx_rt as rt
 from lumosx_rt.compilers import TorchCompiler
+from lumosx_rt.export.limits import Limits
 from lumosx_rt.manifest import PACKAGE, read_manifest, record_files
 from lumosx_rt.reference.checkpoint import load_transformer
 from lumosx_rt.reference.errors import LumosXError
@@ -206,7 +207,8 @@ def test_a_gpu_without_kernels_is_refused_before_anything_is_compiled(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Old")
     model, path = load_transformer(micro_bundle), tmp_path / "model.pt2"
-    text = refusal(TorchCompiler("bf16", "cuda").compile, model, path, lambda line: None)
+    limits = Limits.any_size(16)
+    text = refusal(TorchCompiler("bf16", "cuda").compile, model, path, limits, lambda line: None)
     assert "kernels for this GPU" in text and "--device cpu" in text and not path.exists()
 
 
