@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lumosx_rt.calibration.simulate import Scales, Scheme, Simulation, scale_of
+from lumosx_rt.calibration.scheme import Scales, Scheme
 from lumosx_rt.calibration.sites import (
     UNQUANTIZED,
     is_attention,
@@ -22,10 +22,14 @@ from lumosx_rt.calibration.sites import (
     roles_of,
     sites_of,
 )
+from lumosx_rt.kernels.qdq import scale_of
 from lumosx_rt.reference.config import LumosXConfig
 from lumosx_rt.reference.errors import LumosXError, listing
 from lumosx_rt.reference.latent_cache import replacing
 from lumosx_rt.reference.model import LumosX
+
+if TYPE_CHECKING:
+    from lumosx_rt.calibration.simulate import Simulation
 
 FORMAT = 1
 LIMIT_BYTES = 1 << 26
@@ -88,8 +92,10 @@ class Calibration:
     def scales(self) -> Scales:
         return {name: site.scales for name, site in self.sites.items()}
 
-    def simulation(self, model: LumosX) -> Simulation:
+    def simulation(self, model: LumosX) -> "Simulation":
         """For `running(self.quantized)`. Raises LumosXError where the model is another."""
+        from lumosx_rt.calibration.simulate import Simulation
+
         self.check(model)
         return Simulation(model, Scheme(**self.scheme), self.scales)
 

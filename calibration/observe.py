@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lumosx_rt.calibration.examples import Example, Sampling, walk
-from lumosx_rt.calibration.simulate import centred, without_mean
+from lumosx_rt.calibration.scheme import centred, without_mean
 from lumosx_rt.calibration.sites import is_attention, operands_of, sites_of
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.model import LumosX

@@ -12,79 +12,24 @@ a linear's input and of queries, a block of 128 keys, a channel of values (`quan
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from lumosx_rt.calibration.scheme import Scales, Scheme, centred, without_mean
 from lumosx_rt.calibration.sites import is_attention
 from lumosx_rt.kernels import quantize_kv
 from lumosx_rt.kernels.norm_modulate import quantize_rows
-from lumosx_rt.kernels.numerics import E4M3_MAX
+from lumosx_rt.kernels.qdq import PLAIN, PROBABILITY_SCALE, quantize, weight_scale
 from lumosx_rt.reference import ops as plain
-from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.model import LumosX
-from lumosx_rt.reference.ops import QKV, Ops, WordBias, over_seeds
+from lumosx_rt.reference.ops import QKV, Ops, WordBias
 from lumosx_rt.reference.structure import Structure
 
-LEAST = 1e-12  # an amax below is taken for this, as in kernels/
-PROBABILITY_SCALE = 1 / E4M3_MAX
 ROW_PROBABILITY_SCALE = 2.0**-8  # of exp(logit - largest logit), as in online_softmax.py
-Scales = dict[str, dict[str, float]]
-"""Site -> role (x; q, k, v) -> what divides its operand into e4m3's range."""
 Probe = Callable[[str, Tensor, Tensor], None]
 """Told (site, what it would give unquantized, what it gives) of every call."""
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """What shares a scale, and whether keys are smoothed by their mean."""
-
-    weights: Literal["tensor", "channel"] = "channel"
-    activations: Literal["tensor", "row"] = "tensor"
-    """tensor: calibrated beforehand; row: found as they come."""
-    smooth_keys: bool = True
-
-    def __post_init__(self) -> None:
-        for name, accepted in (
-            ("weights", ("tensor", "channel")),
-            ("activations", ("tensor", "row")),
-        ):
-            if getattr(self, name) not in accepted:
-                raise LumosXError(
-                    f"{name}: got {getattr(self, name)!r}, accepted are {', '.join(accepted)}"
-                )
-        if type(self.smooth_keys) is not bool:
-            raise LumosXError(f"smooth_keys: got {self.smooth_keys!r}, accepted are true, false")
-        if self.activations == "row" and not self.smooth_keys:
-            raise LumosXError("activations a row at a time come with smoothed keys, as in kernels/")
-
-
-def to_e4m3(x: Tensor, scale: Tensor | float) -> Tensor:
-    """x / scale, saturated and rounded to e4m3's values, in float32."""
-    # as a tensor: a GPU divides by a number by multiplying with its reciprocal
-    divisor = torch.as_tensor(scale, dtype=torch.float32, device=x.device)
-    scaled = (x.float() / divisor).clamp(-E4M3_MAX, E4M3_MAX)
-    return scaled.to(torch.float8_e4m3fn).float()
-
-
-def qdq(x: Tensor, scale: Tensor | float) -> Tensor:
-    """There and back: what is left of x, in its dtype."""
-    return (to_e4m3(x, scale) * scale).to(x.dtype)
-
-
-def scale_of(amax: float) -> float:
-    """The float32 scale that maps an amax to 448."""
-    return float(torch.tensor(max(amax, LEAST), dtype=torch.float32) / E4M3_MAX)
-
-
-def weight_scale(weight: Tensor, shared: str) -> Tensor:
-    """[1, 1], or [out, 1] for one a channel; weight: [out, in]."""
-    amax = weight.float().abs().amax(1, keepdim=True)
-    if shared == "tensor":
-        return amax.amax(0, keepdim=True).clamp_min(LEAST) / E4M3_MAX
-    return amax.clamp_min(LEAST) * (1.0 / E4M3_MAX)
 
 
 class SimulatedLinear(nn.Module):
@@ -97,7 +42,7 @@ class SimulatedLinear(nn.Module):
         super().__init__()
         self.input_scale, self.original = input_scale, linear
         scale = weight_scale(linear.weight.detach(), weights)
-        self.register_buffer("weight", to_e4m3(linear.weight.detach(), scale))
+        self.register_buffer("weight", quantize(linear.weight.detach(), scale).float())
         self.register_buffer("weight_scale", scale.T.contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,7 +51,7 @@ class SimulatedLinear(nn.Module):
             x8, scale = rows.values.float(), rows.scale
         else:
             scale = torch.tensor(self.input_scale, device=x.device)
-            x8 = to_e4m3(x, scale)
+            x8 = quantize(x, scale).float()
         out = x8 @ self.weight.T * scale * self.weight_scale
         bias = self.original.bias
         return (out if bias is None else out + bias).to(x.dtype)
@@ -204,33 +149,17 @@ class Simulation:
         return rows if self.scheme.activations == "row" else static
 
 
-def centred(video_k: Tensor, condition_k: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys of video [streams * seeds, tokens, heads, head_dim] and condition [streams, ...] less
-    their mean over all tokens of their stream, in their dtype."""
-    streams = condition_k.shape[0]
-    seeds = video_k.shape[0] // streams
-    own = video_k.float().unflatten(0, (streams, seeds)).flatten(1, 2)
-    mean = torch.cat([own, condition_k.float()], 1).mean(1, keepdim=True)
-    video = (video_k - over_seeds(mean, seeds)).to(video_k.dtype)
-    return video, (condition_k - mean).to(condition_k.dtype)
-
-
-def without_mean(k: Tensor) -> Tensor:
-    """Keys [batch, tokens, heads, head_dim] less their mean over the tokens, in their dtype."""
-    return (k - k.float().mean(1, keepdim=True)).to(k.dtype)
-
-
 def attend_e4m3(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """`reference.ops.attend` with probabilities in e4m3; q, k, v are quantized already."""
     p = _logits(q, k, mask).softmax(-1)
-    return _weighted(qdq(p, PROBABILITY_SCALE), v)
+    return _weighted(_qdq(p, PROBABILITY_SCALE), v)
 
 
 def attend_rows(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """The same as the kernel does it: e4m3 before the division by the sum."""
     logits = _logits(q, k, mask)
     p = (logits - logits.amax(-1, keepdim=True)).exp()
-    return _weighted(qdq(p, ROW_PROBABILITY_SCALE) / p.sum(-1, keepdim=True), v)
+    return _weighted(_qdq(p, ROW_PROBABILITY_SCALE) / p.sum(-1, keepdim=True), v)
 
 
 def _logits(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
@@ -245,9 +174,13 @@ def _weighted(p: Tensor, v: Tensor) -> Tensor:
     return (p @ v.float().transpose(1, 2)).transpose(1, 2).to(v.dtype)
 
 
+def _qdq(x: Tensor, scale: float) -> Tensor:
+    return PLAIN(x, torch.tensor(scale, device=x.device))
+
+
 def _static(part: QKV, scales: dict[str, float]) -> QKV:
-    q = None if part.q is None else qdq(part.q, scales["q"])
-    return QKV(q, qdq(part.k, scales["k"]), qdq(part.v, scales["v"]))
+    q = None if part.q is None else _qdq(part.q, scales["q"])
+    return QKV(q, _qdq(part.k, scales["k"]), _qdq(part.v, scales["v"]))
 
 
 def _rows(part: QKV) -> QKV:

@@ -86,6 +86,7 @@ def _simplify(model: Any) -> None:
     from onnx_ir.passes import common
     from onnxscript import optimizer
 
+    common.DeduplicateInitializersPass(size_limit=1)(model)  # scales of one operand
     for _ in range(2):
         optimizer.fold_constants(model, onnx_shape_inference=False)
         common.CommonSubexpressionEliminationPass()(model)

@@ -8,7 +8,7 @@ The builder logs it where its profiling verbosity is DETAILED; no GPU is needed.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ from lumosx_rt.reference.errors import LumosXError
 
 HEADING = "Layers:"
 TYPES = {"bf16": "BFloat16", "fp16": "Half"}
-_REAL = {"Float", "Half", "BFloat16", "FP8"}
+FP8 = "FP8"
+_REAL = {"Float", "Half", "BFloat16", FP8}
 _LINE = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), "
     r"Inputs: \[(?P<inputs>.*?)\], (?:Constants|Outputs): \["
@@ -41,6 +42,15 @@ class Layer:
         return "mha" in self.name
 
     @property
+    def is_eighth_product(self) -> bool:
+        """Whether it multiplies matrices in e4m3 and nothing else real goes in."""
+        return self.kind == "gemm" and self.types == (FP8,)
+
+    def count(self, kind: str) -> int:
+        """How many tensors of a type it reads."""
+        return sum(kind == found for _, found in self.inputs)
+
+    @property
     def types(self) -> tuple[str, ...]:
         """The real types among what it reads; masks and sizes may be integers."""
         return tuple(sorted({kind for _, kind in self.inputs} & _REAL))
@@ -61,12 +71,17 @@ def read_layers(table: str) -> list[Layer]:
 
 
 def problems(
-    layers: Sequence[Layer], sites: Sequence[str], inputs: Sequence[str], precision: str
+    layers: Sequence[Layer],
+    sites: Sequence[str],
+    inputs: Sequence[str],
+    precision: str,
+    eighth: Collection[str] = (),
 ) -> list[str]:
     """What is wrong with a table: attention that is not one kernel, or reads other types; inputs
     that nothing reads.
 
-    sites: the attention nodes of the network, by name. precision: "bf16" or "fp16".
+    sites: the attention nodes of the network, by name. precision: "bf16" or "fp16". eighth: sites
+    whose queries, keys and values are read in e4m3; a mask, if they have one, is not.
     """
     found = []
     for site in sites:
@@ -76,23 +91,45 @@ def problems(
             became = ", ".join(layer.name for layer in kernels) or "nothing that names it"
             found.append(f"{site} is not one fused kernel: it became {became}")
         for layer in fused:
-            if layer.types != (TYPES[precision],):
+            if site in eighth:
+                if layer.count(FP8) < 3:
+                    found.append(f"{site} reads {layer.count(FP8)} operands in {FP8}, not three")
+            elif layer.types != (TYPES[precision],):
                 types = ", ".join(layer.types) or "no real type"
                 found.append(f"{site} reads {types}, not {TYPES[precision]}")
     read = {name for layer in layers for name, _ in layer.inputs}
     return found + [f"input '{name}' is read by no kernel" for name in inputs if name not in read]
 
 
-def summary(layers: Sequence[Layer], sites: Sequence[str]) -> dict[str, Any]:
-    """Kernels by kind; fused attention by its place in a block, and by the types it reads:
-    {"kernels": {"kgen": 64, ...}, "attention": {"self.video": {"BFloat16": 30}, ...}}."""
+def product_problems(layers: Sequence[Layer], products: Mapping[str, str]) -> list[str]:
+    """Matrix products that are not computed in e4m3; products: node -> what it belongs to."""
+    eighth = {node for layer in layers if layer.is_eighth_product for node in layer.nodes}
+    return [
+        f"{site} ({node}) is no product in {FP8}"
+        for node, site in products.items()
+        if node not in eighth
+    ]
+
+
+def summary(
+    layers: Sequence[Layer], sites: Sequence[str], products: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Kernels by kind; fused attention by its place in a block, and by the types it reads; 8-bit
+    products, which one kernel may compute several of:
+    {"kernels": {"kgen": 64, ...}, "attention": {"self.video": {"BFloat16": 30}, ...},
+    "products": {"FP8": 296, "kernels": 240}}."""
     attention: dict[str, Counter[str]] = {}
     for site in sites:
         place = ".".join(site.split(".")[2:])
         for layer in layers:
             if layer.is_attention and site in layer.nodes:
                 attention.setdefault(place, Counter())[" ".join(layer.types)] += 1
-    return {
+    table: dict[str, Any] = {
         "kernels": dict(Counter(layer.kind for layer in layers).most_common()),
         "attention": {place: dict(types) for place, types in attention.items()},
     }
+    if products:
+        missing = len(product_problems(layers, products))
+        kernels = sum(layer.is_eighth_product for layer in layers)
+        table["products"] = {FP8: len(products) - missing, "kernels": kernels}
+    return table

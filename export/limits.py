@@ -1,7 +1,7 @@
 """What sizes one engine serves: for every axis of the graph the least, the usual and the most."""
 
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from lumosx_rt.export.program import AXES, LIMITS
@@ -56,6 +56,23 @@ class Limits:
             tiles=Range(1, rows * columns, most * most),
             **_of_references(max_references),
         )
+
+    @classmethod
+    def exactly(
+        cls, size: tuple[int, int, int], *, max_references: int, max_seeds: int
+    ) -> "Limits":
+        """One video size alone."""
+        around = cls.around(size, max_references=max_references, max_seeds=max_seeds)
+        fixed = {
+            axis: Range(usual, usual, usual)
+            for axis in ("frames", "height", "width", "tiles")
+            for usual in [getattr(around, axis).usual]
+        }
+        return replace(around, **fixed)
+
+    def up_to(self, references: int) -> "Limits":
+        """The same with no more than so many references."""
+        return replace(self, **_of_references(references))
 
     def table(self) -> dict[str, list[int]]:
         """{axis: [least, most]}, as manifests state it."""

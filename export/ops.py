@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lumosx_rt.kernels.qdq import E4M3, Qdq
 from lumosx_rt.reference import ops as plain
 from lumosx_rt.reference.ops import (
     Ops,
@@ -67,6 +68,47 @@ def rotate_fused(x: Tensor, rope: Tensor) -> Tensor:
     wide = x.to(rope.dtype).transpose(1, 2)
     turned = torch.onnx.ops.rotary_embedding(wide, cosine, sine, interleaved=True)
     return turned.to(x.dtype).transpose(1, 2)
+
+
+_NODES_SINCE = 23  # of the standard's Quantize- and DequantizeLinear with scales of any float type
+
+
+def quantize_node(x: Tensor, scale: Tensor) -> Tensor:
+    """scale: [], float32 whatever x is."""
+    import onnx
+
+    return torch.onnx.ops.symbolic(
+        "::QuantizeLinear",
+        (x, scale),
+        {"output_dtype": int(onnx.TensorProto.FLOAT8E4M3FN)},
+        dtype=E4M3,
+        shape=x.shape,
+        version=_NODES_SINCE,
+    )
+
+
+def dequantize_node(x8: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """scale: [] or [last axis], float32."""
+    import onnx_ir as ir
+
+    to = int(ir.DataType[_ONNX_NAMES[dtype]])
+    return torch.onnx.ops.symbolic(
+        "::DequantizeLinear",
+        (x8, scale),
+        {"output_dtype": to, "axis": x8.dim() - 1} if scale.dim() else {"output_dtype": to},
+        dtype=dtype,
+        shape=x8.shape,
+        version=_NODES_SINCE,
+    )
+
+
+_ONNX_NAMES = {
+    torch.float32: "FLOAT",
+    torch.float16: "FLOAT16",
+    torch.bfloat16: "BFLOAT16",
+}
+QDQ_NODES = Qdq(quantize_node, dequantize_node)
+"""E4M3 there and back as nodes of ONNX."""
 
 
 def export_ops(opset: int) -> Ops:

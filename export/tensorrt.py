@@ -6,13 +6,17 @@ everything here but the targets.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
-from lumosx_rt.export.layer_table import HEADING, problems, read_layers, summary
+import numpy as np
+
+from lumosx_rt.export.dialects import RTX, Dialect, missing_plugins, name_plugins
+from lumosx_rt.export.layer_table import HEADING, problems, product_problems, summary
 from lumosx_rt.export.limits import Limits
+from lumosx_rt.kernels.qdq import PROBABILITY_SCALE
 from lumosx_rt.reference.errors import LumosXError, listing
 
 Report = Callable[[str], None]
@@ -21,6 +25,19 @@ _TOLD = (None, "Building engine")  # parents of the phases that are worth a line
 _SCRATCH = "Max Scratch Memory: "
 _WHOLE = ("self.video", "self.groups", "cross.video", "cross.references")
 _PRUNED = ("self.video", "cross.video")  # the last block: references give keys and values only
+
+
+class Eighth(NamedTuple):
+    """What of a graph is computed in e4m3."""
+
+    attention: Collection[str] = ()
+    """Sites, of `attention_sites`, whose queries, keys and values are e4m3 in the graph, and whose
+    probabilities TensorRT quantizes, by 1/448."""
+    products: Mapping[str, str] = {}
+    """Nodes of matrix products -> what they belong to, as `blocks.0.self_attn.q`."""
+
+
+NOTHING = Eighth()
 
 
 def attention_sites(num_layers: int) -> list[str]:
@@ -42,30 +59,39 @@ def build_plan(
     limits: Limits,
     targets: Sequence[str] = (),
     weight_streaming: bool = False,
+    eighth: Eighth = NOTHING,
+    dialect: Dialect = RTX,
+    plugins: Mapping[str, str] = {},
     report: Report = lambda line: None,
 ) -> dict[str, Any]:
     """Write `path` (.plan); returns facts for the report.
 
     trt: the module tensorrt_rtx or tensorrt. graph: .onnx, strongly typed. sites: its attention,
     `attention_sites`. precision: "bf16" or "fp16", that of attention. targets: compute
-    capabilities ("sm_89") to compile for; without any, that of this machine's GPU. report: told
-    what TensorRT does. Raises LumosXError where it cannot build, or where an attention did not
-    become one fused kernel or an input is not read; nothing is left at `path` then. An interrupted
-    build stops at TensorRT's next step.
+    capabilities ("sm_89") to compile for; without any, that of this machine's GPU. eighth: what has
+    to be in e4m3. report: told what TensorRT does. Raises LumosXError where it cannot build, or
+    where an attention did not become one fused kernel, an 8-bit product is none, or an input is not
+    read; nothing is left at `path` then. An interrupted build stops at TensorRT's next step.
     """
     started = time.monotonic()
     log = _log(trt)
     builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    network = builder.create_network(dialect.creation(trt))
     parser = trt.OnnxParser(network, log)  # holds the weights that the network points to
+    for flag in dialect.parser_flags:
+        parser.set_flag(getattr(trt.OnnxParserFlag, flag))
     if not parser.parse_from_file(str(graph)):
         reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
         raise LumosXError(listing(f"{graph.name}: TensorRT cannot parse it", reasons))
-    _name_attention(trt, network, sites)
+    named = _name_attention(trt, network, sites)
+    own = name_plugins(trt, network, plugins)
+    constants = [_quantize_softmax(trt, network, named[site]) for site in eighth.attention]
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or there is no layer table
     if weight_streaming:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    for flag in dialect.without:
+        config.clear_flag(getattr(trt.BuilderFlag, flag))
     _aim(trt, config, targets)
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     profile = builder.create_optimization_profile()
@@ -74,18 +100,25 @@ def build_plan(
     config.add_optimization_profile(profile)
 
     plan = _build(trt, builder, network, config, report)
+    del constants  # the network only pointed to them
     if plan is None:
         raise LumosXError(log.refusal("TensorRT cannot build the plan"))
-    layers = read_layers(log.table)
+    layers = dialect.layers(trt, log, log.table, plan)
     wrong = log.warnings_of("Unused Input")
-    wrong += problems(layers, sites, [tensor.name for tensor in inputs], precision)
+    wrong += problems(
+        layers, sites, [tensor.name for tensor in inputs], precision, eighth.attention
+    )
+    if not dialect.judged:
+        report(f"TensorRT, worth knowing: {'; '.join(wrong) or 'nothing'}")
+        wrong = missing_plugins(layers, own)
+    wrong += product_problems(layers, eighth.products)
     if wrong:
         raise LumosXError(listing("the plan is not what the model asks for", wrong))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(memoryview(plan))
     return {
         "compile_seconds": round(time.monotonic() - started, 1),
-        "layers": summary(layers, sites) | {"scratch_bytes": log.scratch_bytes},
+        "layers": summary(layers, sites, eighth.products) | {"scratch_bytes": log.scratch_bytes},
     }
 
 
@@ -117,7 +150,7 @@ def _log(trt: Any) -> Any:
     return Log()
 
 
-def _name_attention(trt: Any, network: Any, sites: Sequence[str]) -> None:
+def _name_attention(trt: Any, network: Any, sites: Sequence[str]) -> dict[str, Any]:
     """Have kernels tell which attention they are; spelled out, attention shows by its softmax."""
     kinds = (trt.LayerType.ATTENTION_OUTPUT, trt.LayerType.SOFTMAX)
     layers = [network.get_layer(i) for i in range(network.num_layers)]
@@ -126,6 +159,17 @@ def _name_attention(trt: Any, network: Any, sites: Sequence[str]) -> None:
         raise LumosXError(f"the graph has {len(found)} attentions, the model {len(sites)}")
     for layer, site in zip(found, sites, strict=True):
         layer.metadata = f"[ONNX Layer: {site}]"
+    return dict(zip(sites, found, strict=True))
+
+
+def _quantize_softmax(trt: Any, network: Any, layer: Any) -> Any:
+    """Have an attention's probabilities in e4m3; returns memory that has to outlive the build."""
+    layer.__class__ = trt.IAttentionOutputLayer
+    scale = np.array(PROBABILITY_SCALE, np.float32)
+    constant = network.add_constant((), trt.Weights(scale)).get_output(0)
+    layer.attention.normalization_quantize_scale = constant
+    layer.attention.normalization_quantize_to_type = trt.fp8
+    return scale
 
 
 def _aim(trt: Any, config: Any, targets: Sequence[str]) -> None:

@@ -8,6 +8,8 @@ float32, and attention is spelled out. What rounding costs is not in it; everyth
 from pathlib import Path
 from typing import Any
 
+_TYPE_OF = {"Cast": ["to"], "DequantizeLinear": ["output_dtype"]}
+
 
 def widen(graph: Path, widened: Path) -> None:
     """Write `widened` (.onnx) beside `graph`, whose external data it shares."""
@@ -19,9 +21,10 @@ def widen(graph: Path, widened: Path) -> None:
         if value.dtype in low:
             _cast(model.graph, value, model.graph[0])
     for node in list(model.graph):
-        to = node.attributes.get("to")
-        if node.op_type == "Cast" and to is not None and to.value in map(int, low):
-            node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
+        for name in _TYPE_OF.get(node.op_type, ()):
+            to = node.attributes.get(name)
+            if to is not None and to.value in map(int, low):
+                node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
         for output in node.outputs:
             if output.dtype in low:
                 output.dtype = ir.DataType.FLOAT

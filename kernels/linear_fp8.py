@@ -2,7 +2,7 @@
 
     y = (x8 @ w8.T) * x_scale * w_scale + bias               # float32 accumulation, bf16 out
     row-wise:     x_scale a token, w_scale an output channel     (scales found as x comes)
-    tensor-wise:  one x_scale, one w_scale                      (x_scale calibrated beforehand)
+    calibrated:   one x_scale, known beforehand; one w_scale, or one an output channel
     between the MLP's two:  g = gelu(h);  scale = g.abs().amax(-1) / 448;  g8 = (g / scale).to(e4m3)
 
 Layers are replaced from outside; the model never asks whether it is quantized. A layer that is
@@ -18,7 +18,8 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from lumosx_rt.kernels.norm_modulate import QuantizedRows, quantize_rows, rows_in_e4m3
-from lumosx_rt.kernels.numerics import E4M3_MAX, cast, row_scale
+from lumosx_rt.kernels.numerics import cast, row_scale
+from lumosx_rt.kernels.qdq import quantize, weight_scale
 from lumosx_rt.kernels.registration import launcher, operator
 from lumosx_rt.kernels.tiles import RowTiles, row_tiles
 
@@ -29,7 +30,8 @@ _TANH_SCALE: tl.constexpr = tl.constexpr(1.5957691216057308)  # 2 * sqrt(2 / pi)
 class LinearFp8(nn.Module):
     """`nn.Linear` in e4m3, made from one. [..., in] or `QuantizedRows` -> [..., out].
 
-    input_scale: with it, tensor-wise: x is divided by it and clamped; without, row-wise.
+    input_scale: with it, x is divided by it and clamped; without, row-wise. weights: what shares
+    a scale, a "channel" of the output or the whole "tensor" (calibrated inputs only).
     Raises ValueError where a size is no multiple of 16, which the matrix units need.
     """
 
@@ -38,7 +40,9 @@ class LinearFp8(nn.Module):
     input_scale: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, linear: nn.Linear, input_scale: float | None = None) -> None:
+    def __init__(
+        self, linear: nn.Linear, input_scale: float | None = None, weights: str = "channel"
+    ) -> None:
         super().__init__()
         if linear.in_features % 16 or linear.out_features % 16:
             sizes = f"{linear.in_features} -> {linear.out_features}"
@@ -46,14 +50,11 @@ class LinearFp8(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.dtype = linear.weight.dtype
         weight = linear.weight.detach().float()
-        if input_scale is None:
-            values, scale = quantize_rows(weight)
-            scale = scale.T.contiguous()  # [1, out]
-        else:
-            scale = (weight.abs().amax().clamp_min(1e-12) / E4M3_MAX).reshape(1, 1)
-            values = (weight / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
-        self.register_buffer("weight", values)
-        self.register_buffer("weight_scale", scale)
+        if input_scale is None and weights != "channel":
+            raise ValueError("scales found row by row come with weights a channel")
+        scale = weight_scale(weight, weights)
+        self.register_buffer("weight", quantize(weight, scale))
+        self.register_buffer("weight_scale", scale.T.contiguous())  # [1, out] or [1, 1]
         given = None if input_scale is None else weight.new_full((1, 1), input_scale)
         self.register_buffer("input_scale", given)
         bias = None if linear.bias is None else linear.bias.detach().to(self.dtype)
@@ -63,6 +64,8 @@ class LinearFp8(nn.Module):
         rows = self._quantized(x)
         shape = rows.values.shape[:-1]
         values, scale = rows.values.flatten(0, -2), rows.scale.flatten(0, -2)
+        if scale.shape[0] != values.shape[0] and self.weight_scale.shape[1] > 1:
+            scale = scale.expand(values.shape[0], 1).contiguous()  # channels ask for rows
         out = scaled_product(values, self.weight, scale, self.weight_scale, self.bias, self.dtype)
         return out.unflatten(0, shape)
 
@@ -73,8 +76,7 @@ class LinearFp8(nn.Module):
             return x
         if self.input_scale is None:
             return rows_in_e4m3(x)
-        values = (x.float() / self.input_scale).clamp(-E4M3_MAX, E4M3_MAX)
-        return QuantizedRows(values.to(torch.float8_e4m3fn), self.input_scale)
+        return QuantizedRows(quantize(x, self.input_scale), self.input_scale)
 
 
 class GeluQuantize(nn.Module):

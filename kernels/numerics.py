@@ -9,8 +9,9 @@ import torch
 import triton
 import triton.language as tl
 
+from lumosx_rt.kernels.qdq import E4M3_MAX as E4M3_MAX
+
 INTERPRETED: bool = triton.knobs.runtime.interpret
-E4M3_MAX = 448.0
 LOG2E = 1.4426950408889634
 
 TRITON_TYPES = {

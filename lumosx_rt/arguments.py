@@ -17,8 +17,10 @@ def loaded_engine(engine: Path, components: Path | None, provider: str, trust: b
 
 def check_provider(provider: str) -> None:
     """Ends the program with a usage error for a provider that does not exist."""
-    if provider not in ("auto", "cpu", "cuda"):
-        refuse(f"--provider: got '{provider}', accepted are auto, cpu, cuda", 2)
+    from lumosx_rt.backends.providers import PROVIDERS
+
+    if provider not in PROVIDERS:
+        refuse(f"--provider: got '{provider}', accepted are {', '.join(PROVIDERS)}", 2)
 
 
 def video_size(

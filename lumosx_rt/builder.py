@@ -20,7 +20,14 @@ from lumosx_rt.compilers import Compiler, Report, compiler_of
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.program import LIMITS
 from lumosx_rt.files import write_atomically
-from lumosx_rt.manifest import FileRecord, Manifest, check_files, read_manifest, record_files
+from lumosx_rt.manifest import (
+    CALIBRATION,
+    FileRecord,
+    Manifest,
+    check_files,
+    read_manifest,
+    record_files,
+)
 from lumosx_rt.parity import forward_parity
 from lumosx_rt.reference.binding import VideoSize
 from lumosx_rt.reference.bundle import find_bundle
@@ -50,7 +57,9 @@ def build(
     max_references: int = MAX_REFERENCES,
     max_seeds: int | None = None,
     max_size: VideoSize | None = None,
+    buckets: str | Sequence[int] | None = None,
     weight_streaming: bool = False,
+    calibration: str | Path | None = None,
     config: LumosXConfig | None = None,
     self_contained: bool = False,
     force: bool = False,
@@ -62,11 +71,12 @@ def build(
     backend: "onnxruntime" (also "auto"), "torch" (code compiled for this kind of machine), or
     "tensorrt-rtx" (a plan for GPUs that need not be here).
     precision: "fp32", "fp16" (onnxruntime: matrices stored in half precision, computed in float32;
-    a plan computes in it) or "bf16" (the released mixed precision); by default fp32, and bf16 for a
-    GPU.
+    a plan computes in it), "bf16" (the released mixed precision) or "fp8" (e4m3, by the scales of
+    the file `calibration`); by default fp32, and bf16 for a GPU.
     opset: onnxruntime's. device: torch's, "auto" (a GPU if there is one), "cpu" or "cuda".
-    targets ("sm_89,sm_120"), max_seeds, max_size (the checkpoint's own) and weight_streaming
-    (weights stay on the host where the GPU is small) are a plan's.
+    targets ("sm_89,sm_120"), max_seeds, max_size (the checkpoint's own), buckets (in fp8: the
+    references that each of several plans serves, "4,16") and weight_streaming (weights stay on the
+    host where the GPU is small) are a plan's.
     self_contained: copy text encoder, tokenizer and VAE in. force: replace what stands at `out`.
     report: told what is being done. Raises LumosXError; nothing is left at `out` then.
     """
@@ -79,7 +89,9 @@ def build(
         targets=targets,
         max_seeds=max_seeds,
         max_size=max_size,
+        buckets=buckets,
         weight_streaming=weight_streaming,
+        calibration=None if calibration is None else Path(calibration),
     )
     _check_references(max_references)
     if (checkpoint is None) == (preset is None):
@@ -98,6 +110,8 @@ def build(
     report("reading the weights")
     model = source.load()
     identity = source.identity()
+    if compiler.document is not None:
+        compiler.document.check(model, identity["sha256"])
     _check_disk(out, model, compiler)
 
     versions = compiler.versions
@@ -112,6 +126,8 @@ def build(
         "versions": versions,
         **compiler.options,
     }
+    if compiler.document is not None:
+        wanted["calibration"] = asdict(compiler.document)
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
     if out.exists() and not force:
         problem = _why_not_up_to_date(out, key, compiler)
@@ -138,7 +154,7 @@ def build(
         report("checking the engine against the reference")
         # compiled here, just now or before, whether or not the cache could note it
         made = load_backend(partial, manifest, compiler.provider, trust=True)
-        facts["parity"] = forward_parity(model, made, compiler.precision)
+        facts["parity"] = forward_parity(model, made, compiler.precision, compiler.document)
     checks = facts["parity"]
     facts |= {
         "seconds": round(time.monotonic() - started, 1),
@@ -200,7 +216,7 @@ def _why_not_up_to_date(out: Path, key: str, compiler: Compiler) -> str | None:
         return str(error)
     if manifest.checkpoint.get("build") != key:
         return f"{out} is an engine built from other inputs"
-    if not compiler.vouches_for(out / compiler.file):
+    if not compiler.vouches_for(out):
         return f"{out} holds compiled code that was made elsewhere"
     return None
 
@@ -221,13 +237,14 @@ def _run_stages(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         _copy_components(partial, source, self_contained, report)
+        if compiler.document is not None:
+            compiler.document.write(partial / CALIBRATION)
         _finish(partial, key, done, "components", {})
-    target = partial / compiler.file
-    if "transformer" in done and compiler.vouches_for(target):
+    if "transformer" in done and compiler.vouches_for(partial):
         report("compiled transformer: found from an earlier build")
     else:
-        shutil.rmtree(target.parent, ignore_errors=True)
-        facts = compiler.compile(model, target, limits, report)
+        shutil.rmtree((partial / compiler.files[0]).parent, ignore_errors=True)
+        facts = compiler.compile(model, partial, limits, report)
         _finish(partial, key, done, "transformer", facts)
     made: dict[str, Any] = done["transformer"]["facts"]
     return made

@@ -39,7 +39,7 @@ def calibrate(
     """
     with reasons("finished scenes are kept, the same command goes on from there"):
         from lumosx_rt import calibrating
-        from lumosx_rt.calibration.simulate import Scheme
+        from lumosx_rt.calibration.scheme import Scheme
 
         with progress_bar() as bar:
             task = bar.add_task("calibrate", total=None)

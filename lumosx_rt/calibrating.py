@@ -29,6 +29,7 @@ from lumosx_rt.calibration.examples import (
 from lumosx_rt.calibration.ledger import Ledger
 from lumosx_rt.calibration.observe import Ranges, merged, modelopt_version, observe, weight_amax
 from lumosx_rt.calibration.recipe import Choice, check_budget, choose
+from lumosx_rt.calibration.scheme import Scheme
 from lumosx_rt.calibration.sensitivity import (
     decibels,
     effects_of,
@@ -37,7 +38,7 @@ from lumosx_rt.calibration.sensitivity import (
     summed,
     velocity_noise,
 )
-from lumosx_rt.calibration.simulate import Scheme, Simulation
+from lumosx_rt.calibration.simulate import Simulation
 from lumosx_rt.calibration.sites import flops_of, sites_of, why_not
 from lumosx_rt.files import replacing
 from lumosx_rt.front import front_picture

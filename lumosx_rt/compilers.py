@@ -6,7 +6,8 @@ A request for one is checked before any heavy work; what it makes is loaded by `
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -15,20 +16,27 @@ import torch
 
 from lumosx_rt import cache
 from lumosx_rt.backends.eager import recast
-from lumosx_rt.backends.onnxruntime import Provider
 from lumosx_rt.backends.package import device_facts
 from lumosx_rt.backends.plan import BACKEND as TENSORRT_RTX
+from lumosx_rt.backends.plugin_plan import BACKEND as TENSORRT
+from lumosx_rt.backends.providers import Provider
+from lumosx_rt.calibration.carry import carried, check_carriable
+from lumosx_rt.calibration.document import Calibration, read_calibration
 from lumosx_rt.export.graph import OPSETS
 from lumosx_rt.export.limits import Limits
+from lumosx_rt.export.ops import QDQ_NODES, export_ops
+from lumosx_rt.fp8_layers import layer_parity
+from lumosx_rt.kernels.qdq import PLAIN
 from lumosx_rt.manifest import GRAPH, PACKAGE, PRECISIONS, sha256_of
-from lumosx_rt.plans import plan_compiler
+from lumosx_rt.plans import check_plan_request, plan_compiler
+from lumosx_rt.plugin_plans import plugin_plan_compiler
 from lumosx_rt.reference.binding import VideoSize
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.model import LumosX
 from lumosx_rt.reference.ops import Ops
 from lumosx_rt.versions import versions
 
-BACKENDS = ("auto", "onnxruntime", "torch", TENSORRT_RTX)
+BACKENDS = ("auto", "onnxruntime", "torch", TENSORRT_RTX, TENSORRT)
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of a package's linears and attention
 Report = Callable[[str], None]
@@ -44,8 +52,12 @@ class Compiler(Protocol):
     def precision(self) -> str: ...
 
     @property
-    def file(self) -> str:
-        """The path it makes, inside the engine."""
+    def document(self) -> Calibration | None:
+        """The scales that the result carries, in FP8."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The graphs, packages or plans it makes, inside the engine, all in one folder of it."""
 
     @property
     def device(self) -> dict[str, Any]:
@@ -74,11 +86,13 @@ class Compiler(Protocol):
     def limits(self, defaults: dict[str, Any], max_references: int) -> Limits:
         """The sizes that the result serves; defaults: of the checkpoint's videos."""
 
-    def compile(self, model: LumosX, path: Path, limits: Limits, report: Report) -> dict[str, Any]:
-        """Write `path` and what belongs beside it; returns facts for the report."""
+    def compile(
+        self, model: LumosX, engine: Path, limits: Limits, report: Report
+    ) -> dict[str, Any]:
+        """Write `files` and what belongs beside them into the engine; returns facts to report."""
 
-    def vouches_for(self, path: Path) -> bool:
-        """Whether a finished `path` that lies there may be used."""
+    def vouches_for(self, engine: Path) -> bool:
+        """Whether finished `files` that lie there may be used."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +101,9 @@ class OnnxCompiler:
 
     precision: str
     opset: int
+    document: Calibration | None = None
     backend = "onnxruntime"
-    file = GRAPH
+    files = (GRAPH,)
     provider: ClassVar[Provider] = "cpu"  # exact: on a GPU matrices are rounded
 
     @property
@@ -108,7 +123,7 @@ class OnnxCompiler:
 
     @property
     def bytes_per_parameter(self) -> int:
-        return 2 if self.precision == "fp16" else 4
+        return {"fp8": 1, "fp16": 2}.get(self.precision, 4)
 
     @property
     def remedy(self) -> str:
@@ -117,12 +132,21 @@ class OnnxCompiler:
     def limits(self, defaults: dict[str, Any], max_references: int) -> Limits:
         return Limits.any_size(max_references)
 
-    def compile(self, model: LumosX, path: Path, limits: Limits, report: Report) -> dict[str, Any]:
+    def compile(
+        self, model: LumosX, engine: Path, limits: Limits, report: Report
+    ) -> dict[str, Any]:
         from lumosx_rt.export.graph import export_onnx
 
-        return export_onnx(model, path, opset=self.opset, precision=self.precision, report=report)
+        path, ops = engine / GRAPH, export_ops(self.opset)
+        if self.document is None:
+            precision = self.precision
+            return export_onnx(model, path, opset=self.opset, precision=precision, report=report)
+        with carried(model, self.document, QDQ_NODES, ops) as ops:
+            facts = export_onnx(model, path, opset=self.opset, ops=ops, report=report)
+        report("checking every 8-bit product")
+        return facts | {"fp8": layer_parity(path, model, self.document, self.document.quantized)}
 
-    def vouches_for(self, path: Path) -> bool:
+    def vouches_for(self, engine: Path) -> bool:
         return True  # a graph is data
 
 
@@ -133,8 +157,16 @@ class TorchCompiler:
     precision: str
     provider: Provider
     """Where it will run, "cpu" or "cuda"."""
+    document: Calibration | None = None
     backend = "torch"
-    file = PACKAGE
+    files = (PACKAGE,)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of linears and attention; in FP8, of those that stay in high precision."""
+        if self.precision == "fp8":
+            return torch.float32 if self.provider == "cpu" else torch.bfloat16
+        return DTYPES[self.precision]
 
     @property
     def device(self) -> dict[str, Any]:
@@ -151,7 +183,7 @@ class TorchCompiler:
     @property
     def bytes_per_parameter(self) -> int:
         # the weights lie in an object file, a library and the package before the first two go
-        return 3 * DTYPES[self.precision].itemsize
+        return 3 * (1 if self.precision == "fp8" else self.dtype.itemsize)
 
     @property
     def remedy(self) -> str:
@@ -160,18 +192,20 @@ class TorchCompiler:
     def limits(self, defaults: dict[str, Any], max_references: int) -> Limits:
         return Limits.any_size(max_references)
 
-    def compile(self, model: LumosX, path: Path, limits: Limits, report: Report) -> dict[str, Any]:
+    def compile(
+        self, model: LumosX, engine: Path, limits: Limits, report: Report
+    ) -> dict[str, Any]:
         from lumosx_rt.export.package import compile_package
 
         report(f"device: {', '.join(self.device.values())}")
-        ops = _ops(self.provider, model.config.head_dim)
-        own = recast(model, DTYPES[self.precision], self.provider)
-        facts = compile_package(own, path, ops=ops, report=report)
+        path, own = engine / PACKAGE, recast(model, self.dtype, self.provider)
+        with _ops(self.provider, own, self.document) as ops:
+            facts = compile_package(own, path, ops=ops, report=report)
         cache.note_compiled(sha256_of(path))
         return facts | {"device": self.device}
 
-    def vouches_for(self, path: Path) -> bool:
-        return cache.compiled_here(sha256_of(path))
+    def vouches_for(self, engine: Path) -> bool:
+        return cache.compiled_here(sha256_of(engine / PACKAGE))
 
 
 def compiler_of(
@@ -180,15 +214,17 @@ def compiler_of(
     opset: int | None = None,
     device: str = "auto",
     *,
+    calibration: Path | None = None,
     targets: str | Sequence[str] | None = None,
     max_seeds: int | None = None,
     max_size: VideoSize | None = None,
+    buckets: str | Sequence[int] | None = None,
     weight_streaming: bool = False,
 ) -> Compiler:
     """The compiler for a request. `auto` is onnxruntime, whose graph runs on every machine.
 
-    precision: by default fp32, for a GPU bf16. opset is onnxruntime's alone, device torch's, and
-    what follows tensorrt-rtx's (`plan_compiler`).
+    precision: by default fp32, for a GPU bf16. calibration: of "fp8", a file. opset is
+    onnxruntime's alone, device torch's, and what follows tensorrt-rtx's (`plan_compiler`).
     Raises LumosXError for what does not exist or does not go together, and without a C++ compiler.
     """
     if backend not in BACKENDS:
@@ -203,36 +239,70 @@ def compiler_of(
                 f"opset and device: got {opset} and '{device}', a plan has neither; leave them "
                 "away, and say with --targets which GPUs it is for"
             )
-        return plan_compiler(precision, targets, max_seeds, max_size, weight_streaming)
-    if targets or max_seeds or max_size or weight_streaming:
+        check_plan_request(precision, targets, max_seeds, buckets)
+        document = _document(precision, calibration)
+        return plan_compiler(
+            precision, targets, max_seeds, max_size, buckets, weight_streaming, document
+        )
+    if backend == TENSORRT:
+        if opset is not None or device != "auto" or targets or buckets or calibration:
+            raise LumosXError(
+                "opset, device, targets, buckets, calibration: tensorrt builds one plan in bf16 or "
+                "fp16 for the GPU of this machine; leave them away, or take --backend "
+                f"{TENSORRT_RTX}"
+            )
+        return plugin_plan_compiler(precision, max_seeds, max_size, weight_streaming)
+    if targets or max_seeds or max_size or buckets or weight_streaming:
         raise LumosXError(
-            "targets, max_seeds, max_size, weight_streaming: only plans have them; leave them "
-            f"away, or take --backend {TENSORRT_RTX}"
+            "targets, max_seeds, max_size, buckets, weight_streaming: only plans have them; leave "
+            f"them away, or take --backend {TENSORRT_RTX}"
         )
     if precision not in (None, *PRECISIONS):
         raise LumosXError(f"precision: got '{precision}', accepted are {', '.join(PRECISIONS)}")
     if backend == "torch":
-        return _torch_compiler(precision, opset, device)
+        return _torch_compiler(precision, opset, device, calibration)
     if precision == "bf16":
         raise LumosXError(
-            "precision: got 'bf16', onnxruntime takes fp32 or fp16; bf16 is --backend torch"
+            "precision: got 'bf16', onnxruntime takes fp32, fp16 or fp8; bf16 is --backend torch"
         )
     if device != "auto":
         raise LumosXError(
             f"device: got '{device}', an onnxruntime engine is built for all of them; say where it "
             "runs with --provider when it is loaded, or build with --backend torch"
         )
-    return OnnxCompiler(precision or "fp32", opset or OPSETS[0])
+    document = _document(precision, calibration)
+    if document is not None:
+        check_carriable(document)
+        if opset not in (None, OPSETS[0]):
+            raise LumosXError(f"opset: got {opset}, fp8 is opset {OPSETS[0]}; leave it away")
+    return OnnxCompiler(precision or "fp32", opset or OPSETS[0], document)
 
 
-def _torch_compiler(precision: str | None, opset: int | None, device: str) -> TorchCompiler:
+def _document(precision: str | None, calibration: Path | None) -> Calibration | None:
+    """The calibration of a request in FP8. Raises LumosXError where one is without the other."""
+    if precision == "fp8" and calibration is None:
+        raise LumosXError(
+            "precision: got 'fp8', which needs scales; make them with `lumosx-rt calibrate "
+            "CHECKPOINT -o calibration.json` and name the file with --calibration"
+        )
+    if precision != "fp8" and calibration is not None:
+        raise LumosXError(
+            f"calibration: got {calibration}, only fp8 uses it; add --precision fp8, or leave it "
+            "away"
+        )
+    return None if calibration is None else read_calibration(calibration)
+
+
+def _torch_compiler(
+    precision: str | None, opset: int | None, device: str, calibration: Path | None
+) -> TorchCompiler:
     if opset is not None:
         raise LumosXError(
             f"opset: got {opset}, a package has none; leave it away, or --backend onnxruntime"
         )
-    if precision not in (None, *DTYPES):
+    if precision not in (None, "fp8", *DTYPES):
         raise LumosXError(
-            f"precision: got '{precision}', torch takes {' or '.join(DTYPES)}; fp16 is "
+            f"precision: got '{precision}', torch takes {', '.join(DTYPES)} or fp8; fp16 is "
             "--backend onnxruntime"
         )
     if device == "cuda" and not torch.cuda.is_available():
@@ -242,9 +312,12 @@ def _torch_compiler(precision: str | None, opset: int | None, device: str) -> To
             "backend: 'torch' compiles C++, and there is no C++ compiler here; install one "
             "(Debian: apt install g++) or name it in CXX, or take --backend onnxruntime"
         )
+    document = _document(precision, calibration)
     if device == "cpu" or not torch.cuda.is_available():
-        return TorchCompiler(precision or "fp32", "cpu")
-    return TorchCompiler(precision or "bf16", "cuda")
+        if document is not None:
+            check_carriable(document)
+        return TorchCompiler(precision or "fp32", "cpu", document)
+    return TorchCompiler(precision or "bf16", "cuda", document)
 
 
 def cpp_compiler() -> str | None:
@@ -253,18 +326,30 @@ def cpp_compiler() -> str | None:
     return shutil.which(os.environ.get("CXX") or usual)
 
 
-def _ops(device: Provider, head_dim: int) -> Ops:
-    """The operations that are compiled: plain ones on a CPU, our kernels on a GPU."""
+@contextmanager
+def _ops(device: Provider, model: LumosX, document: Calibration | None) -> Iterator[Ops]:
+    """The operations that are compiled: plain ones on a CPU, our kernels on a GPU. In FP8 the
+    model's linears are replaced while the block runs."""
     if device == "cpu":
         from lumosx_rt.export.ops import PACKAGE_OPS
 
-        return PACKAGE_OPS
+        if document is None:
+            yield PACKAGE_OPS
+        else:
+            with carried(model, document, PLAIN, PACKAGE_OPS) as ops:
+                yield ops
+        return
+    capability, head_dim = torch.cuda.get_device_capability(), model.config.head_dim
     try:
+        from lumosx_rt.calibration.on_kernels import on_kernels
         from lumosx_rt.kernels.fused import fused_ops
 
-        return fused_ops(torch.cuda.get_device_capability(), head_dim=head_dim)
+        fast = fused_ops(capability, head_dim=head_dim)
+        eighth = None if document is None else on_kernels(model, document, capability)
     except (ImportError, ValueError) as error:
         raise LumosXError(
             f"device: the kernels for this GPU cannot be had ({error}); build with --device cpu, "
             "or --backend onnxruntime"
         ) from None
+    with nullcontext(fast) if eighth is None else eighth as ops:
+        yield ops

@@ -7,10 +7,11 @@ from typing import Any, TypedDict, Unpack
 
 from torch import Tensor
 
-from lumosx_rt import runtime
-from lumosx_rt.backends import Backend
+from lumosx_rt import diagnosis, runtime
+from lumosx_rt.backends import Backend, Inputs
 from lumosx_rt.backends.loading import load_backend
-from lumosx_rt.backends.onnxruntime import Provider
+from lumosx_rt.backends.providers import Provider
+from lumosx_rt.guards import Health, NotFinite, check_binding
 from lumosx_rt.manifest import Manifest, check_files, read_manifest
 from lumosx_rt.reference.binding import NEGATIVE_PROMPT, VideoSize, bind
 from lumosx_rt.reference.bundle import Bundle
@@ -74,6 +75,7 @@ class Engine:
     ) -> None:
         self.folder, self.manifest, self.backend = folder, manifest, backend
         self.config = LumosXConfig.from_dict(manifest.model)
+        self.health = Health()
         self._components = components
 
     def generate(
@@ -95,6 +97,19 @@ class Engine:
 
     def prepare(self, scene: Scene | str | Path, **settings: Unpack[Settings]) -> Request:
         """Check a scene and bind it: text and references encoded, all known but the noise."""
+        self.health.count("requests")
+        try:
+            request = self._prepared(scene, **settings)
+            check_binding(request.name, request.binding)
+        except NotFinite:
+            self.health.count("non_finite")
+            raise
+        except LumosXError:
+            self.health.count("refused")
+            raise
+        return request
+
+    def _prepared(self, scene: Scene | str | Path, **settings: Unpack[Settings]) -> Request:
         if not isinstance(scene, Scene):
             scene = Scene.load(scene)
         defaults = self.manifest.defaults
@@ -128,12 +143,35 @@ class Engine:
         return Request(scene.name, size, layout, binding, seeds, **sampling)
 
     def sample(self, request: Request) -> Iterator[SamplerState]:
-        """Yields the noise, then the state after every step; stop iterating to cancel."""
-        return runtime.denoise(self.backend, request, self.config.head_dim)
+        """Yields the noise, then the state after every step; stop iterating to cancel.
+
+        Raises NotFinite, which names the step, and the block if its insides can be shown.
+        """
+        head_dim = self.config.head_dim
+        try:
+            for state in runtime.denoise(self.backend, request, head_dim, locate=self.locate):
+                self.health.count("steps", int(state.step > 0))
+                yield state
+        except LumosXError as error:
+            self.health.ended(error)
+            raise
 
     def decode(self, request: Request, latents: Tensor) -> list[Video]:
-        """Latents [seeds, channels, frames, rows, columns] to one video per seed."""
-        return runtime.decode(self.vae, request, latents, self.manifest.defaults["fps"])
+        """Latents [seeds, channels, frames, rows, columns] to one video per seed.
+
+        Raises NotFinite, and Flat for a video of one colour.
+        """
+        try:
+            videos = runtime.decode(self.vae, request, latents, self.manifest.defaults["fps"])
+        except LumosXError as error:
+            self.health.ended(error)
+            raise
+        self.health.count("videos", len(videos))
+        return videos
+
+    def locate(self, inputs: Inputs, latents: Tensor, time: int) -> str:
+        """Where a call's velocity stops being finite, in words (`diagnosis.explain`)."""
+        return diagnosis.explain(self.backend, self.folder, self.manifest, inputs, latents, time)
 
     def check_layout(self, layout: SceneLayout, seeds: int = 1) -> None:
         """Raises LumosXError where a layout is outside the range that the engine was built for."""

@@ -4,7 +4,9 @@
       manifest.json
       transformer/model.onnx  transformer/model.onnx.data
       transformer/model.pt2   instead, in an engine of the backend torch: compiled code
-      transformer/model.plan  instead, of the backend tensorrt-rtx: compiled code for a GPU
+      transformer/model.plan  instead, of tensorrt-rtx and tensorrt: compiled code for a GPU
+      transformer/model-4.plan ...  in FP8, one for scenes of up to so many references
+      calibration.json        in FP8: its scales and where they come from
       components/...          only in a self-contained engine
       report.json  report.md  the last check; not part of the content
 
@@ -17,6 +19,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -31,11 +34,13 @@ MANIFEST = "manifest.json"
 REPORTS = ("report.json", "report.md")
 GRAPH, PACKAGE = "transformer/model.onnx", "transformer/model.pt2"
 PLAN = "transformer/model.plan"
-PRECISIONS = ("fp32", "fp16", "bf16")
+CALIBRATION = "calibration.json"
+PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
 LAYOUTS = ("frames", "height", "width", "seeds", "references", "members")
 _MAX_MANIFEST_BYTES = 4 << 20
 _FORBIDDEN_SUFFIXES = {".pkl", ".pickle", ".pt", ".pt2", ".pth", ".bin", ".py", ".so", ".plan"}
-_CODE = {("torch", PACKAGE), ("tensorrt-rtx", PLAN)}
+_CODE = {("torch", PACKAGE), ("tensorrt-rtx", PLAN), ("tensorrt", PLAN)}
+_BUCKET = re.compile(r"transformer/model-([1-9]\d{0,3})\.plan")
 
 
 @dataclass(frozen=True)
@@ -174,17 +179,32 @@ def _record_problems(records: dict[str, Any]) -> list[str]:
 def path_problems(name: str, backend: str = "onnxruntime") -> list[str]:
     """What is wrong with a file name of a manifest: it must be relative, inside, and plain data.
 
-    Only torch and tensorrt-rtx have one file of code each: a `PACKAGE`, a `PLAN`.
+    Only torch and the TensorRTs have files of code: a `PACKAGE`, a `PLAN`, plans of buckets.
     """
     path = PurePosixPath(name)
     plain = path.parts and str(path) == name and not set(name) & {"\\", ":"}
     if path.is_absolute() or ".." in path.parts or not plain:
         return [f"{name!r} must be a plain relative path inside the engine"]
-    if path.suffix.lower() in _FORBIDDEN_SUFFIXES and (backend, name) not in _CODE:
+    if path.suffix.lower() in _FORBIDDEN_SUFFIXES and not _is_code(name, backend):
         return [f"{name!r}: files of type {path.suffix} can run code and are forbidden"]
     if name in (MANIFEST, *REPORTS):
         return [f"{name!r} cannot be listed"]
     return []
+
+
+def _is_code(name: str, backend: str) -> bool:
+    return (backend, name) in _CODE or (backend == "tensorrt-rtx" and bool(_BUCKET.fullmatch(name)))
+
+
+def plan_of(references: int) -> str:
+    """The plan for scenes of up to so many references, where there are several."""
+    return f"transformer/model-{references}.plan"
+
+
+def buckets_of(names: Iterable[str]) -> list[int]:
+    """The references of every such plan among files, fewest first."""
+    found = (_BUCKET.fullmatch(name) for name in names)
+    return sorted(int(match[1]) for match in found if match)
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:

@@ -11,8 +11,11 @@ from torch import Tensor
 from lumosx_rt import runtime
 from lumosx_rt.backends import Backend, Inputs
 from lumosx_rt.backends.eager import EagerBackend, recast
+from lumosx_rt.backends.simulated import SimulatedBackend
+from lumosx_rt.calibration.document import Calibration, read_calibration
 from lumosx_rt.engine import Engine
 from lumosx_rt.export.program import model_inputs
+from lumosx_rt.manifest import CALIBRATION
 from lumosx_rt.reference.binding import VideoSize
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.layout import SceneLayout
@@ -25,8 +28,8 @@ from lumosx_rt.source import source_of
 # Largest relative error (2-norm) of the final latents, by precision of the engine.
 GATES = {"fp32": 1e-4, "fp16": 1e-3}
 FORWARD_GATES = {"fp32": 1e-5, "fp16": 1e-3}  # of the velocity of one forward pass
-# bf16 has no such number: what its rounding costs depends on weights and request. There the
-# reference, run in bf16 itself, says how much, and an engine may err so many times as much.
+# bf16 and fp8 have no such number: what their rounding costs depends on weights and request. There
+# the reference, rounded so itself, says how much, and an engine may err so many times as much.
 ROUNDED_GATE = 2.0
 ROUNDING = 1e-6  # what two runs of one engine may differ by
 
@@ -40,45 +43,64 @@ FORWARD_CASES: tuple[tuple[tuple[str, ...], int], ...] = (
 
 
 def forward_parity(
-    model: LumosX, backend: Backend, precision: str = "fp32"
+    model: LumosX,
+    backend: Backend | Callable[[], Backend],
+    precision: str = "fp32",
+    document: Calibration | None = None,
 ) -> list[dict[str, Any]]:
     """One forward pass of a backend against the reference on small awkward layouts.
 
-    model: the reference in float32. Each result has its `relative_error` and the `gate` it must
-    not exceed: of `FORWARD_GATES`, or by what the model itself errs in bf16 (`ROUNDED_GATE`).
+    model: the reference in float32. backend: or what makes it, called when nothing but the model is
+    in memory any more. Each result has its `relative_error` and the `gate` it must not exceed: of
+    `FORWARD_GATES`, or by what the model itself errs in that precision (`ROUNDED_GATE`). document:
+    the scales of "fp8".
     """
-    rounded = _rounded(model, precision)
-    results = []
-    for index, (keys, seeds) in enumerate(FORWARD_CASES):
-        layouts = [SceneLayout.from_key(key) for key in keys]
-        latents, time, text, references, template, structure = model_inputs(
-            model.config, layouts, seeds, seed=index
-        )
-        template = 8 * template  # loud words, so that a lost tile shows even in random weights
-        bound = Inputs(text, references, template, structure, tuple(latents.shape))
-        moment = int(time[0])  # streams of a call share it
-        expected = EagerBackend(model).bind(bound)(latents, moment)
-        gate = (
+    calls, gates = [_forward_case(model, i) for i in range(len(FORWARD_CASES))], []
+    rounded = _rounded(model, precision, document)
+    for bound, latents, moment, expected in calls:
+        gates.append(
             FORWARD_GATES[precision]
             if rounded is None
             else ROUNDED_GATE * relative_error(rounded.bind(bound)(latents, moment), expected)
         )
-        actual = backend.bind(bound)(latents, moment)
+    del rounded
+    made = backend() if callable(backend) else backend
+    results = []
+    for (keys, seeds), call, gate in zip(FORWARD_CASES, calls, gates, strict=True):
+        bound, latents, moment, expected = call
+        error = relative_error(made.bind(bound)(latents, moment), expected)
         results.append(
             {
                 "layout": " and ".join(keys),
-                "streams": len(layouts),
+                "streams": len(keys),
                 "seeds": seeds,
-                "relative_error": relative_error(actual, expected),
+                "relative_error": error,
                 "gate": gate,
             }
         )
     return results
 
 
-def _rounded(model: LumosX, precision: str) -> EagerBackend | None:
+def _forward_case(model: LumosX, index: int) -> tuple[Inputs, Tensor, int, Tensor]:
+    """A case's inputs, latents and time, and what the reference makes of them."""
+    keys, seeds = FORWARD_CASES[index]
+    layouts = [SceneLayout.from_key(key) for key in keys]
+    latents, time, text, references, template, structure = model_inputs(
+        model.config, layouts, seeds, seed=index
+    )
+    template = 8 * template  # loud words, so that a lost tile shows even in random weights
+    bound = Inputs(text, references, template, structure, tuple(latents.shape))
+    moment = int(time[0])  # streams of a call share it
+    return bound, latents, moment, EagerBackend(model).bind(bound)(latents, moment).clone()
+
+
+def _rounded(model: LumosX, precision: str, document: Calibration | None) -> Backend | None:
     """The model in a precision that has no gate of its own: the yardstick there."""
-    return None if precision in GATES else EagerBackend(recast(model, torch.bfloat16))
+    if precision in GATES:
+        return None
+    if document is not None:
+        return SimulatedBackend(model, document)
+    return EagerBackend(recast(model, torch.bfloat16))
 
 
 def verify(
@@ -106,7 +128,8 @@ def verify(
     model = source_of(engine.manifest, checkpoint).load()
     reference = EagerBackend(model)
     precision = engine.manifest.precision
-    gate = _rounded(model, precision) or GATES[precision]
+    document = read_calibration(engine.folder / CALIBRATION) if precision == "fp8" else None
+    gate = _rounded(model, precision, document) or GATES[precision]
     results: list[dict[str, Any]] = []
     total = 2 * steps * len(requests)
     for request in requests:

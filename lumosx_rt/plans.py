@@ -3,6 +3,9 @@
 A plan is compiled for named GPUs and needs none of them to be built. Its weights are part of it
 (TensorRT-RTX makes refittable or stripped plans only where there is a GPU): another checkpoint is
 another build.
+
+In FP8 attention needs a static number of keys, so such an engine serves one video size, and has one
+plan for each bucket of references: a scene takes the first that its references fit in.
 """
 
 import tempfile
@@ -15,11 +18,14 @@ import torch
 
 from lumosx_rt import cache
 from lumosx_rt.backends.eager import recast
-from lumosx_rt.backends.onnxruntime import OnnxRuntimeBackend
 from lumosx_rt.backends.plan import BACKEND, import_tensorrt_rtx
+from lumosx_rt.calibration.carry import check_carriable
+from lumosx_rt.calibration.document import Calibration
+from lumosx_rt.eighth_plans import Job, eighth_jobs, widened
 from lumosx_rt.export.limits import Limits
+from lumosx_rt.export.program import LIMITS
 from lumosx_rt.export.tensorrt import Report, attention_sites, build_plan
-from lumosx_rt.manifest import PLAN, sha256_of
+from lumosx_rt.manifest import PLAN, plan_of, sha256_of
 from lumosx_rt.parity import forward_parity
 from lumosx_rt.reference.binding import VideoSize
 from lumosx_rt.reference.errors import LumosXError
@@ -35,6 +41,8 @@ REFUSED = {
     ),
 }
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+EIGHTH = ("sm_89", "sm_120", "sm_121")  # that compute in fp8
+BUCKETS = (4, 16)
 MAX_SEEDS = 4
 OPSET = 23
 
@@ -49,10 +57,16 @@ class PlanCompiler:
     max_size: VideoSize | None
     """The largest video; None is the checkpoint's own."""
     weight_streaming: bool
+    document: Calibration | None = None
+    buckets: tuple[int, ...] = ()
+    """In FP8, the references that each plan serves, fewest first."""
     backend = BACKEND
-    file = PLAN
     provider: ClassVar[None] = None
     remedy = "The graph that the plan is made of is wrong; please report it"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return tuple(map(plan_of, self.buckets)) or (PLAN,)
 
     @property
     def device(self) -> dict[str, Any]:
@@ -66,6 +80,7 @@ class PlanCompiler:
             "max_seeds": self.max_seeds,
             "max_size": None if self.max_size is None else list(self.max_size.grid),
             "weight_streaming": self.weight_streaming,
+            "buckets": list(self.buckets),
         }
 
     @property
@@ -76,52 +91,78 @@ class PlanCompiler:
 
     @property
     def bytes_per_parameter(self) -> int:
-        return 4  # graph and plan, before the graph goes
+        # graph and plans, before the graph goes
+        return 1 + len(self.buckets) if self.precision == "fp8" else 4
 
     def limits(self, defaults: dict[str, Any], max_references: int) -> Limits:
         size = self.max_size or VideoSize(defaults["frames"], defaults["height"], defaults["width"])
-        return Limits.around(size.grid, max_references=max_references, max_seeds=self.max_seeds)
+        if self.document is None:
+            return Limits.around(size.grid, max_references=max_references, max_seeds=self.max_seeds)
+        return Limits.exactly(size.grid, max_references=self.buckets[-1], max_seeds=self.max_seeds)
 
-    def compile(self, model: LumosX, path: Path, limits: Limits, report: Report) -> dict[str, Any]:
+    def compile(
+        self, model: LumosX, engine: Path, limits: Limits, report: Report
+    ) -> dict[str, Any]:
         """Uses the model up: a plan takes several times its weights in memory while it is made."""
-        from lumosx_rt.export.graph import export_onnx
-        from lumosx_rt.export.ops import PLAN_OPS
-
-        own = recast(model, DTYPES[self.precision])
+        own = recast(model, DTYPES.get(self.precision, torch.bfloat16))
         model.to("meta")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        layers = own.config.num_layers
+        target = (engine / self.files[0]).parent
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target) as folder:
             graph = Path(folder, "model.onnx")
-            facts = export_onnx(own, graph, opset=OPSET, ops=PLAN_OPS, report=report)
-            report("checking the graph against the reference")
-            parity = _graph_parity(own, graph)
-            layers = own.config.num_layers
+            if self.document is None:
+                facts, jobs = _wide(own, graph, limits, report)
+            else:
+                facts, jobs = eighth_jobs(own, self.document, graph, limits, self.buckets, report)
             del own
-            facts |= build_plan(
-                import_tensorrt_rtx(),
-                graph,
-                path,
-                sites=attention_sites(layers),
-                precision=self.precision,
-                limits=limits,
-                targets=self.targets,
-                weight_streaming=self.weight_streaming,
-                report=report,
-            )
-        cache.note_compiled(sha256_of(path))
-        return facts | {"device": self.device, "parity": parity}
+            made = []
+            for job in jobs:
+                if len(jobs) > 1:
+                    report(f"{job.file}: scenes of up to {job.limits.references.most} references")
+                built = build_plan(
+                    import_tensorrt_rtx(),
+                    job.graph,
+                    engine / job.file,
+                    sites=attention_sites(layers),
+                    precision="bf16" if self.precision == "fp8" else self.precision,
+                    limits=job.limits,
+                    targets=self.targets,
+                    weight_streaming=self.weight_streaming,
+                    eighth=job.eighth,
+                    report=report,
+                )
+                made.append(built | {"bytes": (engine / job.file).stat().st_size})
+        for file in self.files:
+            cache.note_compiled(sha256_of(engine / file))
+        return facts | facts_of(made, self.buckets) | {"device": self.device}
 
-    def vouches_for(self, path: Path) -> bool:
-        return cache.compiled_here(sha256_of(path))
+    def vouches_for(self, engine: Path) -> bool:
+        return all(cache.compiled_here(sha256_of(engine / file)) for file in self.files)
 
 
-def _graph_parity(model: LumosX, graph: Path) -> list[dict[str, Any]]:
-    """The graph that TensorRT is given, in float32, against the reference with the same weights."""
-    from lumosx_rt.export.widened import widen
+def facts_of(made: list[dict[str, Any]], buckets: Sequence[int]) -> dict[str, Any]:
+    """Of the plans made: the last one's layers, and each bucket's where there are several."""
+    facts: dict[str, Any] = {
+        "compile_seconds": round(sum(plan["compile_seconds"] for plan in made), 1),
+        "layers": made[-1]["layers"],
+    }
+    if buckets:
+        facts["buckets"] = {str(most): plan for most, plan in zip(buckets, made, strict=True)}
+    return facts
 
-    widened = graph.with_name("widened.onnx")
-    widen(graph, widened)
-    return forward_parity(recast(model, torch.float32), OnnxRuntimeBackend(widened, "cpu"))
+
+def _wide(
+    model: LumosX, graph: Path, limits: Limits, report: Report
+) -> tuple[dict[str, Any], list[Job]]:
+    """The graph of a plan in half precision."""
+    from lumosx_rt.export.graph import export_onnx
+    from lumosx_rt.export.ops import PLAN_OPS
+
+    facts = export_onnx(model, graph, opset=OPSET, ops=PLAN_OPS, report=report)
+    report("checking the graph against the reference")
+    facts["parity"] = forward_parity(recast(model, torch.float32), widened(graph))
+    return facts, [Job(PLAN, graph, limits)]
 
 
 def plan_compiler(
@@ -129,12 +170,30 @@ def plan_compiler(
     targets: str | Sequence[str] | None = None,
     max_seeds: int | None = None,
     max_size: VideoSize | None = None,
+    buckets: str | Sequence[int] | None = None,
     weight_streaming: bool = False,
+    document: Calibration | None = None,
 ) -> PlanCompiler:
-    """The compiler for a request; targets like "sm_89,sm_120".
+    """The compiler for a request; targets like "sm_89,sm_120", buckets like "4,16".
 
     Raises LumosXError for what TensorRT-RTX cannot do, naming what can, and where it is missing.
     """
+    chosen, seeds, most = check_plan_request(precision, targets, max_seeds, buckets)
+    if document is not None:
+        check_carriable(document)
+    import_tensorrt_rtx()
+    return PlanCompiler(
+        precision or "bf16", chosen, seeds, max_size, weight_streaming, document, most
+    )
+
+
+def check_plan_request(
+    precision: str | None,
+    targets: str | Sequence[str] | None,
+    max_seeds: int | None,
+    buckets: str | Sequence[int] | None,
+) -> tuple[tuple[str, ...], int, tuple[int, ...]]:
+    """Targets, seeds and buckets of a request. Raises LumosXError for what does not go together."""
     chosen = USUAL_TARGETS if targets is None else _split(targets)
     _check_targets(chosen)
     _check_precision(precision, chosen)
@@ -142,8 +201,29 @@ def plan_compiler(
     most = Limits.any_size(1).seeds.most
     if not 1 <= seeds <= most:
         raise LumosXError(f"max_seeds: got {seeds}, accepted are 1 to {most}")
-    import_tensorrt_rtx()
-    return PlanCompiler(precision or "bf16", chosen, seeds, max_size, weight_streaming)
+    return chosen, seeds, _buckets(precision, buckets)
+
+
+def _buckets(precision: str | None, buckets: str | Sequence[int] | None) -> tuple[int, ...]:
+    if precision != "fp8":
+        if buckets is not None:
+            raise LumosXError(
+                f"buckets: got '{buckets}', only fp8 has several plans; leave it away, or add "
+                "--precision fp8"
+            )
+        return ()
+    try:
+        words = buckets.split(",") if isinstance(buckets, str) else buckets
+        found = BUCKETS if words is None else tuple(int(word) for word in words)
+    except ValueError:
+        found = ()
+    most = LIMITS["references"][1]
+    if not found or list(found) != sorted(set(found)) or not 1 <= found[0] <= found[-1] <= most:
+        raise LumosXError(
+            f"buckets: got '{buckets}', accepted are rising numbers of references, 1 to {most}, "
+            "with commas between, like 4,16"
+        )
+    return found
 
 
 def _split(targets: str | Sequence[str]) -> tuple[str, ...]:
@@ -167,14 +247,14 @@ def _check_targets(targets: Sequence[str]) -> None:
 
 
 def _check_precision(precision: str | None, targets: Sequence[str]) -> None:
-    if precision == "fp8":
-        without = [target for target in targets if target in ("sm_80", "sm_86")]
-        never = f", and {', '.join(without)} cannot compute in it" if without else ""
+    without = [target for target in targets if target not in EIGHTH]
+    if precision == "fp8" and without:
         raise LumosXError(
-            f"precision: got 'fp8', which is not built yet{never}; accepted are bf16 and fp16"
+            f"precision: got 'fp8', {', '.join(without)} cannot compute in it; accepted are "
+            f"--targets {','.join(EIGHTH)}, or --precision bf16"
         )
-    if precision not in (None, *DTYPES):
+    if precision not in (None, "fp8", *DTYPES):
         raise LumosXError(
-            f"precision: got '{precision}', tensorrt-rtx takes {' or '.join(DTYPES)}, because its "
-            "fused attention has no fp32; fp32 is --backend torch or onnxruntime"
+            f"precision: got '{precision}', tensorrt-rtx takes {', '.join(DTYPES)} or fp8, because "
+            "its fused attention has no fp32; fp32 is --backend torch or onnxruntime"
         )

@@ -76,9 +76,15 @@ def _plan_lines(layers: dict[str, Any] | None) -> list[str]:
         f"| {place} | {sum(types.values())} | {', '.join(types)} |"
         for place, types in layers["attention"].items()
     ]
-    return [
+    plugins = layers.get("plugins", {})
+    fused += [f"| plugin {name} | {count} | |" for name, count in plugins.items()]
+    not_run = (
         "Plan not run: no GPU it was built for. What was compared is the graph that TensorRT was "
-        "given, with the plan's weights, in float32; what the plan became is its layer table:",
+        "given, with the plan's weights, in float32; what the plan became is its layer table:"
+    )
+    return [
+        # with plugins, a plan is built and compared where it runs
+        "What was compared is the plan itself. Its layers:" if plugins else not_run,
         "",
         f"{sum(layers['kernels'].values())} layers, "
         f"{layers['scratch_bytes'] / 2**30:.2f} GiB of scratch memory at the most.",

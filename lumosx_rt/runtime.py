@@ -1,7 +1,7 @@
 """One request on one backend: noise, guided steps, frames. The same for engine and reference."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,14 +10,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lumosx_rt.backends import Backend, guided_inputs, plain_inputs
+from lumosx_rt.backends import Backend, Inputs, plain_inputs
+from lumosx_rt.guards import VERIFY, Flat, NotFinite, is_flat, latents_are_flat
 from lumosx_rt.reference.binding import Binding, VideoSize
 from lumosx_rt.reference.encoders import VideoAutoencoder
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.flow import SamplerState, Schedule, guide, initial_noise, sample
 from lumosx_rt.reference.layout import SceneLayout
 
-FLAT = 0.5  # standard deviation in 8-bit levels below which a video shows nothing
+__all__ = ["Request", "Video", "decode", "denoise", "denoise_together", "is_flat"]
+
+Locate = Callable[[Inputs, Tensor, int], str]
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,16 @@ class Request:
     def schedule(self) -> Schedule:
         return Schedule.released(self.steps, self.shift)
 
+    @property
+    def together_key(self) -> tuple[object, ...]:
+        """Requests with equal keys can go through the backend together."""
+        layout = self.layout
+        grid = (layout.video_frames, layout.height, layout.width)
+        return (
+            *(self.size.latent, grid, layout.references, layout.raster_tiling),
+            *(len(self.seeds), self.steps, self.shift, self.guidance),
+        )
+
     def without_words(self) -> "Request":
         """The same request with every picture bound to no word."""
         template = torch.zeros_like(self.binding.template)
@@ -84,54 +97,135 @@ def check_sampling(seeds: Sequence[int], steps: int, shift: float, guidance: flo
     Schedule.released(steps, shift)
 
 
-def denoise(backend: Backend, request: Request, head_dim: int) -> Iterator[SamplerState]:
+def denoise(
+    backend: Backend,
+    request: Request,
+    head_dim: int,
+    *,
+    sequential: bool = False,
+    locate: Locate | None = None,
+) -> Iterator[SamplerState]:
     """Sample a request: yields the noise, then the state after every step.
 
     States hold latents [seeds, channels, frames, rows, columns]. Both guidance branches run as two
-    streams of one call; without guidance (1.0) only the prompt's runs. Raises LumosXError as soon
-    as latents stop being finite.
+    streams of one call, or `sequential`ly, in half the memory; without guidance (1.0) only the
+    prompt's runs. locate: asked where a step went wrong. Raises NotFinite as soon as latents stop
+    being finite.
     """
-    channels, rows, columns = request.binding.references.shape[1:]
-    shape = (channels, request.layout.video_frames, rows, columns)
-    noise = torch.stack([initial_noise(seed, shape) for seed in request.seeds])
-    layout, binding, seeds = request.layout, request.binding, len(request.seeds)
-    guided = request.guidance != 1.0
-    run = backend.bind(
-        guided_inputs(layout, binding, seeds, head_dim)
-        if guided
-        else plain_inputs([layout], [binding], seeds, head_dim)
-    )
-
-    def velocity(latents: Tensor, time: int) -> Tensor:
-        streams = run(latents.expand(2 if guided else 1, *latents.shape), time)
-        return guide(streams[0], streams[1], request.guidance) if guided else streams[0]
-
-    for state in sample(velocity, noise, request.schedule):
-        if not torch.isfinite(state.latents).all():
-            raise LumosXError(
-                f"'{request.name}': the latents are not finite after step {state.step} of "
-                f"{state.steps}; no video was made. Check the engine with `lumosx-rt verify`"
-            )
+    together = denoise_together(backend, [request], head_dim, sequential=sequential, locate=locate)
+    for (state,) in together:
+        if isinstance(state, NotFinite):
+            raise state
         yield state
 
 
-def decode(vae: VideoAutoencoder, request: Request, latents: Tensor, fps: int) -> list[Video]:
-    """Latents [seeds, ...] to one video per seed. Raises LumosXError for a flat one."""
+def denoise_together(
+    backend: Backend,
+    requests: Sequence[Request],
+    head_dim: int,
+    *,
+    sequential: bool = False,
+    locate: Locate | None = None,
+) -> Iterator[list[SamplerState | NotFinite]]:
+    """`denoise` for requests of one `together_key`: yields every request's state, step by step.
+
+    One whose latents stop being finite has its error in the place of its states from then on, and
+    does not touch the others.
+    """
+    first = requests[0]
+    channels, rows, columns = first.binding.references.shape[1:]
+    shape = (channels, first.layout.video_frames, rows, columns)
+    noise = [torch.stack([initial_noise(seed, shape) for seed in r.seeds]) for r in requests]
+    velocity = guided_velocity(backend, requests, head_dim, sequential)
+    given = torch.stack(noise), 0  # what the last call was given
+
+    def remembering(latents: Tensor, time: int) -> Tensor:
+        nonlocal given
+        given = latents, time
+        return velocity(latents, time)
+
+    errors: dict[int, NotFinite] = {}
+    for state in sample(remembering, given[0], first.schedule):
+        for i, request in enumerate(requests):
+            if i not in errors and not torch.isfinite(state.latents[i]).all():
+                (inputs,) = calls_of([request], head_dim)
+                latents = given[0][i : i + 1].expand(inputs.shape)
+                where = f", {locate(inputs, latents, given[1])}" if locate else ""
+                errors[i] = NotFinite(
+                    f"'{request.name}': the latents are not finite after step {state.step} of "
+                    f"{state.steps}{where}; no video was made. {VERIFY}"
+                )
+        yield [
+            errors.get(i) or replace(state, latents=latents, clean=clean)
+            for i, (latents, clean) in enumerate(zip(state.latents, state.clean, strict=True))
+        ]
+
+
+def guided_velocity(
+    backend: Backend, requests: Sequence[Request], head_dim: int, sequential: bool = False
+) -> Callable[[Tensor, int], Tensor]:
+    """The velocity of latents [requests, seeds, ...] at a time, both branches put together."""
+    calls = calls_of(requests, head_dim, sequential)
+    runs = [(backend.bind(inputs), inputs.shape[0] // len(requests)) for inputs in calls]
+    guidance = requests[0].guidance
+
+    def velocity(latents: Tensor, time: int) -> Tensor:
+        streams = [run(torch.cat([latents] * times), time) for run, times in runs]
+        if guidance == 1.0:
+            return streams[0]
+        conditional, null = streams if sequential else streams[0].chunk(2)
+        return guide(conditional, null, guidance)
+
+    return velocity
+
+
+def calls_of(requests: Sequence[Request], head_dim: int, sequential: bool = False) -> list[Inputs]:
+    """What the backend is bound to: a stream for each branch of each request, prompts first.
+
+    The null branch keeps the references and the word template (SPEC 7). sequential: a call for
+    each branch.
+    """
+    layouts, seeds = [request.layout for request in requests], len(requests[0].seeds)
+    prompts = [request.binding for request in requests]
+    if requests[0].guidance == 1.0:
+        return [plain_inputs(layouts, prompts, seeds, head_dim)]
+    nulls = [replace(binding, text=binding.null_text) for binding in prompts]
+    if sequential:
+        return [plain_inputs(layouts, branch, seeds, head_dim) for branch in (prompts, nulls)]
+    return [plain_inputs(layouts * 2, prompts + nulls, seeds, head_dim)]
+
+
+def decode(
+    vae: VideoAutoencoder,
+    request: Request,
+    latents: Tensor,
+    fps: int,
+    tile: tuple[int, int] | None = None,
+) -> list[Video]:
+    """Latents [seeds, ...] to one video per seed.
+
+    tile: (rows, columns) of latents that are decoded at a time, for less memory. Raises NotFinite,
+    and Flat for a video of one colour.
+    """
     videos = []
     for seed, clip in zip(request.seeds, latents, strict=True):
-        frames = vae.decode_frames_uint8(clip[None])
-        if is_flat(frames):
-            raise LumosXError(
-                f"'{request.name}', seed {seed}: the video is flat (one colour); it was not kept. "
-                "Check the engine with `lumosx-rt verify`"
+        name = f"'{request.name}', seed {seed}"
+        if not torch.isfinite(clip).all():
+            raise NotFinite(f"{name}: the latents to decode are not finite; no video was made")
+        if latents_are_flat(clip):
+            raise Flat(
+                f"{name}: the latents after the last step are flat (the same everywhere); no video "
+                f"was made. {VERIFY}"
             )
+        options = {} if tile is None else {"tile": tile}
+        try:
+            frames = vae.decode_frames_uint8(clip[None], **options)
+        except LumosXError as error:
+            raise NotFinite(f"{name}: {error}") from None
+        if is_flat(frames):
+            raise Flat(f"{name}: the video is flat (one colour); it was not kept. {VERIFY}")
         videos.append(Video(request.name, frames, fps, seed))
     return videos
-
-
-def is_flat(frames: NDArray[np.uint8]) -> bool:
-    """Whether frames uint8 [frames, height, width, 3] show one colour, whichever."""
-    return bool(frames.reshape(-1, frames.shape[-1]).std(axis=0).max() < FLAT)
 
 
 def peak_memory_bytes() -> int:

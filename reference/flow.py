@@ -40,12 +40,16 @@ class Schedule:
 
 @dataclass(frozen=True)
 class SamplerState:
-    """The state after `step` of `steps` solver steps (0: the noise itself)."""
+    """The state after `step` of `steps` solver steps (0: the noise itself).
+
+    clean: the video that this step's velocity points to (before any step: the noise).
+    """
 
     step: int
     steps: int
     sigma: float
     latents: Tensor
+    clean: Tensor
 
 
 def initial_noise(seed: int, shape: tuple[int, ...]) -> Tensor:
@@ -83,11 +87,13 @@ def sample(
     solver.timesteps = torch.from_numpy(schedule.times)
     solver.set_begin_index(0)  # counted, not looked up: truncated times may repeat
     latents = noise.float()
-    yield SamplerState(0, steps, float(schedule.sigmas[0]), latents)
+    sigmas = schedule.sigmas.tolist()
+    yield SamplerState(0, steps, sigmas[0], latents, latents)
     for step, time in enumerate(schedule.times.tolist()):
-        guided = velocity(latents, time)
-        latents = solver.step(guided.float(), time, latents, return_dict=False)[0]
-        yield SamplerState(step + 1, steps, float(schedule.sigmas[step + 1]), latents)
+        guided = velocity(latents, time).float()
+        clean = latents - sigmas[step] * guided
+        latents = solver.step(guided, time, latents, return_dict=False)[0]
+        yield SamplerState(step + 1, steps, sigmas[step + 1], latents, clean)
 
 
 def add_noise(x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def problem(scale: Scale, key: str, layer: str, dtype: torch.dtype) -> Problem:
     half, e4m3 = (roofline.linear(tokens, inputs, outputs, kind) for kind in ("half", "e4m3"))
     row_wise = LinearFp8(linear).to(scale.device)
     amax = float(x.abs().amax())
-    tensor_wise = LinearFp8(linear, amax / E4M3_MAX).to(scale.device)
+    tensor_wise = LinearFp8(linear, amax / E4M3_MAX, "tensor").to(scale.device)
     by_row, by_tensor = quantize_rows(x), _whole(x, amax / E4M3_MAX)
     ways = {"bf16": Way(partial(F.linear, x, linear.weight, linear.bias), f"{layer}: bf16", half)}
     for name, module, given in (

@@ -17,15 +17,19 @@ import torch
 from lumosx_rt.kernels.ahead_of_time import compile_for
 from lumosx_rt.kernels.plugins import launches
 from lumosx_rt.kernels.plugins.launches import Launch
+from lumosx_rt.kernels.tiles import architecture
 
 NAMESPACE = "lumosx"
 
 
 def register(trt: Any, trtp: Any, sm: int) -> list[str]:
-    """Declare all plugins for GPUs of one architecture, lazily; returns their names.
+    """Declare all plugins for one compute capability, as 103 is 10.3; returns their names.
 
-    trt: the module tensorrt; trtp: tensorrt.plugin. Raises ValueError where sm is not known.
+    At once and into TensorRT's registry, where its ONNX parser looks for them; a process declares
+    them once. trt: the module tensorrt; trtp: tensorrt.plugin. Raises ValueError for a GPU that
+    there are no kernels for.
     """
+    tiled = architecture(divmod(sm, 10))  # whose tiles it takes; the code is its own
     Desc, Params, Exprs = trtp.TensorDesc, trtp.KernelLaunchParams, trtp.SymExprs
     Code = tuple[str | bytes, str | bytes, Params, Exprs]
     dtypes = {trt.float32: torch.float32, trt.float16: torch.float16, trt.bfloat16: torch.bfloat16}
@@ -50,7 +54,7 @@ def register(trt: Any, trtp: Any, sm: int) -> list[str]:
 
     # -- QK norm and rotation ------------------------------------------------------------------
 
-    @trtp.register(f"{NAMESPACE}::QkNormRope", lazy_register=True)
+    @trtp.register(f"{NAMESPACE}::QkNormRope")
     def norm_rope(x: Desc, weight: Desc, rope: Desc, heads: int, eps: float) -> Desc:
         batch, tokens, dim = x.shape_expr
         return trtp.from_shape_expr((batch, tokens, heads, dim // heads), x.dtype)
@@ -65,12 +69,12 @@ def register(trt: Any, trtp: Any, sm: int) -> list[str]:
     def norm_rope_code(
         x: Desc, weight: Desc, rope: Desc, heads: int, eps: float, outputs: tuple[Desc], tactic: int
     ) -> Code:
-        known = (dtypes[x.dtype], heads, _known(x.shape_expr[2]), eps, sm, trtp.cdiv)
+        known = (dtypes[x.dtype], heads, _known(x.shape_expr[2]), eps, tiled, trtp.cdiv)
         return launched(launches.norm_rope(_shapes(x=x, rope=rope), *known))
 
     # -- self-attention ------------------------------------------------------------------------
 
-    @trtp.register(f"{NAMESPACE}::RelationalAttention", lazy_register=True)
+    @trtp.register(f"{NAMESPACE}::RelationalAttention")
     def self_attention(
         q: Desc, k: Desc, v: Desc, cq: Desc, ck: Desc, cv: Desc, bias_tiles: Desc,
         group_index: Desc, group_mask: Desc, group_inverse: Desc, heads: int, scale: float,
@@ -93,10 +97,10 @@ def register(trt: Any, trtp: Any, sm: int) -> list[str]:
         shapes = _shapes(
             q=q, ck=ck, bias_tiles=bias_tiles, group_index=group_index, group_inverse=group_inverse
         )
-        known = (dtypes[q.dtype], heads, _known(q.shape_expr[3]), sm, trtp.cdiv)
+        known = (dtypes[q.dtype], heads, _known(q.shape_expr[3]), tiled, trtp.cdiv)
         return launched(launches.relational_self(shapes, *known))
 
-    @trtp.register(f"{NAMESPACE}::VideoAttention", lazy_register=True)
+    @trtp.register(f"{NAMESPACE}::VideoAttention")
     def video_attention(
         q: Desc, k: Desc, v: Desc, ck: Desc, cv: Desc, bias_tiles: Desc,
         group_index: Desc, group_mask: Desc, group_inverse: Desc, heads: int, scale: float,
@@ -119,12 +123,12 @@ def register(trt: Any, trtp: Any, sm: int) -> list[str]:
         shapes = _shapes(
             q=q, ck=ck, bias_tiles=bias_tiles, group_index=group_index, group_inverse=group_inverse
         )
-        known = (dtypes[q.dtype], heads, _known(q.shape_expr[3]), sm, trtp.cdiv)
+        known = (dtypes[q.dtype], heads, _known(q.shape_expr[3]), tiled, trtp.cdiv)
         return launched(launches.video_self(shapes, *known))
 
     # -- cross-attention of the references -----------------------------------------------------
 
-    @trtp.register(f"{NAMESPACE}::RelationalBias", lazy_register=True)
+    @trtp.register(f"{NAMESPACE}::RelationalBias")
     def bias(
         q: Desc, k: Desc, template: Desc, tile_pool: Desc, bias_tiles: Desc, heads: int,
         ratio: float, scale: float,
@@ -148,7 +152,7 @@ def register(trt: Any, trtp: Any, sm: int) -> list[str]:
         known = (dtypes[q.dtype], heads, _known(q.shape_expr[3]), ratio, trtp.cdiv)
         return launched(launches.bias_table(shapes, *known))
 
-    @trtp.register(f"{NAMESPACE}::RelationalCrossAttention", lazy_register=True)
+    @trtp.register(f"{NAMESPACE}::RelationalCrossAttention")
     def cross_attention(
         q: Desc, k: Desc, v: Desc, table: Desc, bias_tiles: Desc, heads: int, scale: float
     ) -> Desc:
@@ -166,7 +170,7 @@ def register(trt: Any, trtp: Any, sm: int) -> list[str]:
         outputs: tuple[Desc], tactic: int,
     ) -> Code:  # fmt: skip
         shapes = _shapes(table=table, bias_tiles=bias_tiles)
-        known = (dtypes[q.dtype], heads, _known(q.shape_expr[3]), sm, trtp.cdiv)
+        known = (dtypes[q.dtype], heads, _known(q.shape_expr[3]), tiled, trtp.cdiv)
         return launched(launches.reference_cross(shapes, *known))
 
     names = ("QkNormRope", "RelationalAttention", "VideoAttention")

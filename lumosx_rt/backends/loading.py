@@ -1,15 +1,20 @@
 """The backend that an engine's manifest names, loaded: the one place that tells them apart."""
 
+from functools import partial
 from pathlib import Path
 
 from lumosx_rt import cache
 from lumosx_rt.backends import Backend
 from lumosx_rt.backends.aoti import TorchBackend
-from lumosx_rt.backends.onnxruntime import OnnxRuntimeBackend, Provider
+from lumosx_rt.backends.buckets import BucketedBackend
+from lumosx_rt.backends.onnxruntime import OnnxRuntimeBackend
 from lumosx_rt.backends.package import check_package
 from lumosx_rt.backends.plan import check_plan, import_tensorrt_rtx
+from lumosx_rt.backends.plugin_plan import check_plugin_plan, declare_plugins, import_tensorrt
+from lumosx_rt.backends.providers import COMPILING, Provider, serving_of
+from lumosx_rt.backends.tensorrt import TensorRtBackend
 from lumosx_rt.backends.tensorrt_rtx import TensorRtRtxBackend
-from lumosx_rt.manifest import GRAPH, PACKAGE, PLAN, Manifest
+from lumosx_rt.manifest import GRAPH, PACKAGE, PLAN, Manifest, buckets_of, plan_of
 from lumosx_rt.reference.errors import LumosXError
 
 
@@ -23,26 +28,42 @@ def load_backend(
     Raises LumosXError for whatever does not fit.
     """
     if manifest.backend == "onnxruntime":
-        return OnnxRuntimeBackend(folder / GRAPH, provider)
+        serving = serving_of(manifest) if provider in COMPILING else None
+        return OnnxRuntimeBackend(folder / GRAPH, provider, serving=serving)
+    if manifest.backend in ("tensorrt-rtx", "tensorrt") and provider not in ("auto", "cuda"):
+        raise LumosXError(
+            f"provider: got '{provider}', {folder} is a plan for GPUs; build with --backend "
+            "onnxruntime or torch, or leave --provider away"
+        )
+    if manifest.backend == "tensorrt":
+        check_plugin_plan(folder, manifest, trust=trust)
+        trt = import_tensorrt()
+        declare_plugins(trt)
+        return TensorRtBackend(trt, folder / PLAN, manifest.layouts)
     if manifest.backend == "tensorrt-rtx":
-        if provider == "cpu":
-            raise LumosXError(
-                f"provider: got 'cpu', {folder} is a plan for GPUs; build with --backend "
-                "onnxruntime or torch, or leave --provider away"
-            )
         check_plan(folder, manifest, trust=trust)
-        kernels = cache.kernels_of(manifest.files[PLAN].sha256)
-        return TensorRtRtxBackend(import_tensorrt_rtx(), folder / PLAN, manifest.layouts, kernels)
+
+        def loaded(plan: str, most: int) -> Backend:
+            limits = manifest.layouts | {"references": [0, most]}
+            kernels = cache.kernels_of(manifest.files[plan].sha256)
+            return TensorRtRtxBackend(import_tensorrt_rtx(), folder / plan, limits, kernels)
+
+        buckets = buckets_of(manifest.files)
+        if not buckets:
+            return loaded(PLAN, manifest.layouts["references"][1])
+        return BucketedBackend({most: partial(loaded, plan_of(most), most) for most in buckets})
     if manifest.backend != "torch":
         raise LumosXError(
             f"{folder} was built for the backend '{manifest.backend}', this version runs "
-            "onnxruntime, torch and tensorrt-rtx; build it again with --backend onnxruntime"
+            "onnxruntime, torch, tensorrt-rtx and tensorrt; build it again with --backend "
+            "onnxruntime"
         )
     device = "cuda" if "capability" in manifest.device else "cpu"
     if provider not in ("auto", device):
+        other = f"torch --device {provider}" if provider in ("cpu", "cuda") else "onnxruntime"
         raise LumosXError(
             f"provider: got '{provider}', {folder} was compiled for {device}; build it again with "
-            f"--backend torch --device {provider}, or leave --provider away"
+            f"--backend {other}, or leave --provider away"
         )
     check_package(folder, manifest, trust=trust)
     return TorchBackend(folder / PACKAGE, device)

@@ -1,59 +1,63 @@
-"""onnxruntime on a CPU, or on CUDA where it really loads: never a silent fall-back.
+"""onnxruntime on a CPU, or on the GPU provider that was asked for: never a silent fall-back.
 
 Inputs are bound once per request; a step copies the latents into a bound buffer and runs.
 """
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lumosx_rt.backends import Denoiser, Inputs
-from lumosx_rt.export.program import INPUTS, OUTPUT
+from lumosx_rt.backends.providers import (
+    COMPILING,
+    NAMES,
+    PROVIDERS,
+    Provider,
+    Serving,
+    open_session,
+)
+from lumosx_rt.export.program import INPUTS, OUTPUT, check_shapes
 from lumosx_rt.reference.errors import LumosXError
-
-Provider = Literal["auto", "cpu", "cuda"]
-_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxRuntimeBackend:
-    """One session for every layout. Raises LumosXError where the graph or the provider fails."""
+    """One session for every layout. Raises LumosXError where the graph or the provider fails.
+
+    serving: the sizes that the two TensorRTs compile for, and only they need.
+    """
 
     def __init__(
-        self, graph: Path, provider: Provider = "auto", threads: int | None = None
+        self,
+        graph: Path,
+        provider: Provider = "auto",
+        threads: int | None = None,
+        serving: Serving | None = None,
     ) -> None:
         import onnxruntime
 
         self._ort: Any = onnxruntime
-        if provider not in ("auto", *_NAMES):
-            raise LumosXError(f"provider: got '{provider}', accepted are auto, {', '.join(_NAMES)}")
+        if provider not in PROVIDERS:
+            raise LumosXError(f"provider: got '{provider}', accepted are {', '.join(PROVIDERS)}")
         if provider == "auto":
-            provider = "cuda" if _NAMES["cuda"] in onnxruntime.get_available_providers() else "cpu"
+            provider = "cuda" if NAMES["cuda"] in onnxruntime.get_available_providers() else "cpu"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
         options.inter_op_num_threads = 1  # the graph is a chain
         options.enable_mem_pattern = False  # shapes change from request to request
         options.log_severity_level = 3
-        try:
-            self.session = onnxruntime.InferenceSession(
-                graph, options, providers=[(_NAMES[provider], _options(provider))]
-            )
-        except Exception as error:  # onnxruntime's own exceptions share no base class
-            reason = str(error).splitlines()[0]
-            raise LumosXError(f"{graph.name}: onnxruntime cannot load it: {reason}") from None
-        if self.session.get_providers()[0] != _NAMES[provider]:
-            raise LumosXError(
-                f"onnxruntime did not load {_NAMES[provider]} (its CUDA libraries are missing or "
-                "do not match); install them, or ask for the CPU with --provider cpu"
-            )
+        # its own 8-bit kernels know no e4m3: there and back stays as it stands in the graph
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        self.session: Any = open_session(onnxruntime, graph, provider, options, serving)
+        self.limits = serving.limits.table() if serving and provider in COMPILING else None
         self.provider = provider
         self.threads = options.intra_op_num_threads
 
     def bind(self, inputs: Inputs) -> Denoiser:
-        device = "cuda" if self.provider == "cuda" else "cpu"
+        device = "cpu" if self.provider == "cpu" else "cuda"
         static = (inputs.text, inputs.references, inputs.template, *inputs.structure)
         # on a CPU onnxruntime works in these very arrays, so they live as long as `denoise` does
         arrays: dict[str, Any] = {
@@ -65,6 +69,8 @@ class OnnxRuntimeBackend:
                 for name, tensor in zip(INPUTS[2:], static, strict=True)
             },
         }
+        if self.limits is not None:
+            self._check({name: arrays[name].shape for name in INPUTS})
         make = self._ort.OrtValue.ortvalue_from_numpy
         values = {name: make(array, device, 0) for name, array in arrays.items()}
         binding = self.session.io_binding()
@@ -88,10 +94,14 @@ class OnnxRuntimeBackend:
         return denoise
 
     def describe(self) -> dict[str, str]:
-        where = f"{self.provider}, {self.threads} threads" if self.provider == "cpu" else "cuda"
+        where = f"cpu, {self.threads} threads" if self.provider == "cpu" else self.provider
         return {"backend": "onnxruntime", "device": where, "onnxruntime": self._ort.__version__}
 
-
-def _options(provider: str) -> dict[str, str]:
-    # grow by what is asked for: requests of different shapes would double the arena over and over
-    return {"arena_extend_strategy": "kSameAsRequested"} if provider == "cuda" else {}
+    def _check(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        try:
+            check_shapes(shapes, self.limits or {})
+        except LumosXError as error:
+            raise LumosXError(
+                f"{error}; --provider {self.provider} compiles for the engine's own video size, "
+                "the others take every size: --provider cpu or cuda"
+            ) from None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lumosx_rt import cache
-from lumosx_rt.manifest import PLAN, Manifest, sha256_of
+from lumosx_rt.manifest import PLAN, Manifest, buckets_of, plan_of, sha256_of
 from lumosx_rt.reference.errors import LumosXError
 
 BACKEND = "tensorrt-rtx"
@@ -28,6 +28,11 @@ def import_tensorrt_rtx() -> Any:
     return tensorrt_rtx
 
 
+def plans_of(manifest: Manifest) -> list[str]:
+    """An engine's plans, for the fewest references first."""
+    return [plan_of(most) for most in buckets_of(manifest.files)] or [PLAN]
+
+
 def check_plan(folder: Path, manifest: Manifest, *, trust: bool) -> None:
     """Raises LumosXError where an engine's plan must not or cannot run here.
 
@@ -38,8 +43,10 @@ def check_plan(folder: Path, manifest: Manifest, *, trust: bool) -> None:
         f"build it again: lumosx-rt build CHECKPOINT -o {folder} --backend {BACKEND} "
         f"--targets {targets} --force"
     )
-    if not (folder / PLAN).is_file():
-        raise LumosXError(f"{folder} has no {PLAN}; {rebuild}")
+    plans = plans_of(manifest)
+    for name in plans:
+        if not (folder / name).is_file():
+            raise LumosXError(f"{folder} has no {name}; {rebuild}")
     made = manifest.versions.get("tensorrt_rtx", "unknown")
     here = import_tensorrt_rtx().__version__
     if made != here:
@@ -59,9 +66,10 @@ def check_plan(folder: Path, manifest: Manifest, *, trust: bool) -> None:
             f"{folder} was built for {targets}, the GPU here is {capability}; build it again with "
             f"--targets {capability}, or with --backend torch"
         )
-    if not trust and not cache.compiled_here(sha256_of(folder / PLAN)):
+    strange = [name for name in plans if not cache.compiled_here(sha256_of(folder / name))]
+    if not trust and strange:
         raise LumosXError(
-            f"{folder}: {PLAN} holds compiled code that was made elsewhere, and loading it would "
+            f"{folder}: {strange[0]} holds compiled code that was made elsewhere, and loading it would "
             f"run it with your rights; {rebuild}; or, if you know where it comes from, load it "
             "with --trust (rt.load(..., trust=True))"
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lumosx_rt import __version__
-from lumosx_rt.backends.onnxruntime import Provider
+from lumosx_rt.backends.providers import Provider
 from lumosx_rt.bench.models import Sampling, sampled, vae_alone
 from lumosx_rt.bench.page import draw_page
 from lumosx_rt.bench.suite import (

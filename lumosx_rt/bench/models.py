@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from lumosx_rt.backends.eager import EagerBackend
-from lumosx_rt.backends.onnxruntime import Provider
+from lumosx_rt.backends.providers import Provider
 from lumosx_rt.builder import MAX_REFERENCES
 from lumosx_rt.engine import Engine, load
 from lumosx_rt.export.program import LIMITS

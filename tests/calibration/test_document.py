@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lumosx_rt.calibration.document import LIMIT_BYTES, read_calibration
-from lumosx_rt.calibration.simulate import scale_of
+from lumosx_rt.kernels.qdq import scale_of
 from lumosx_rt.reference.errors import LumosXError
 from tests.calibration import toys
 

@@ -8,7 +8,7 @@ import torch
 from lumosx_rt.backends.eager import recast
 from lumosx_rt.calibration.examples import moments_of, velocity_of, walk
 from lumosx_rt.calibration.observe import Observer, merged, observe, weight_amax
-from lumosx_rt.calibration.simulate import centred
+from lumosx_rt.calibration.scheme import centred
 from lumosx_rt.calibration.sites import is_attention, operands_of, sites_of
 from lumosx_rt.reference import ops
 from lumosx_rt.reference.errors import LumosXError

@@ -7,7 +7,8 @@ import torch
 
 from lumosx_rt.calibration import simulate
 from lumosx_rt.calibration.examples import moments_of, velocity_of
-from lumosx_rt.calibration.simulate import Scheme, Simulation
+from lumosx_rt.calibration.scheme import Scheme
+from lumosx_rt.calibration.simulate import Simulation
 from lumosx_rt.calibration.sites import sites_of
 from tests.calibration import parity, toys
 

@@ -7,7 +7,7 @@ import torch
 from lumosx_rt.calibration.document import Calibration, Site, scales_of
 from lumosx_rt.calibration.examples import Example, Sampling
 from lumosx_rt.calibration.observe import merged, observe, weight_amax
-from lumosx_rt.calibration.simulate import Scheme
+from lumosx_rt.calibration.scheme import Scheme
 from lumosx_rt.calibration.sites import sites_of
 from lumosx_rt.reference.binding import Binding, VideoSize
 from lumosx_rt.reference.config import LumosXConfig

@@ -14,7 +14,6 @@ from lumosx_rt.export.plugin import DOMAIN, export_plugin_onnx
 from lumosx_rt.export.program import OUTPUT, feed_of
 from lumosx_rt.reference.model import LumosX
 from tests.export.test_graph import CASES, MICRO, inputs_of, random_model, reference, relative
-from tests.reference.test_golden import TOLERANCE, ModelCase, error
 
 # per block: attention of both kinds, rotation of q and k for video and condition; the last block
 # rotates no condition queries and attends with the video alone
@@ -101,28 +100,6 @@ def test_onnx_own_evaluator_and_inliner_agree(model: LumosX, path: Path) -> None
     for one in (proto, inlined):
         (found,) = ReferenceEvaluator(one).run([OUTPUT], feed)
         assert relative(torch.from_numpy(found), reference(model, inputs)) < 1e-5
-
-
-def test_a_golden_case(tmp_path: Path) -> None:
-    case = ModelCase("model_c03_face_2attr.npz")
-    golden = case.golden
-    export_plugin_onnx(case.model, tmp_path / "model.onnx")
-    feed = feed_of(
-        (
-            golden("x")[:, None],
-            golden("t"),
-            case.text,
-            case.references,
-            case.template,
-            type(case.structure())(
-                *(t.float() if t.is_floating_point() else t for t in case.structure())
-            ),
-        )
-    )
-    run = session(tmp_path / "model.onnx").run
-    (found,) = run([OUTPUT], {name: tensor.numpy() for name, tensor in feed.items()})
-    expected = golden("out_video")
-    assert error(torch.from_numpy(found)[:, 0], expected) <= TOLERANCE["model_max_abs"]
 
 
 def test_bfloat16_by_onnx_own_evaluator(model: LumosX, tmp_path: Path) -> None:

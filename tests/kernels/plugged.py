@@ -8,6 +8,7 @@ comes out is compared with what our own launchers hand to Triton. Prints JSON.
 import ctypes
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,29 @@ def bindings(folder: Path):
     trt.plugin = sys.modules["tensorrt.plugin"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(trt.plugin)
     return trt, trt.plugin
+
+
+class Registry:
+    """In place of TensorRT's: what was declared to it."""
+
+    def __init__(self) -> None:
+        self.creators = {}
+
+    def register_creator(self, creator, namespace):
+        assert creator.plugin_namespace == namespace
+        key = (creator.name, creator.plugin_version, namespace)
+        assert key not in self.creators, "a creator is declared once"
+        self.creators[key] = creator
+
+    def get_creator(self, name, version, namespace):
+        return self.creators[name, version, namespace]
+
+
+def declared(trt, trtp, sm: int) -> tuple[list[str], Registry]:
+    """All plugins, declared as a build declares them."""
+    found = Registry()
+    trt.get_plugin_registry = lambda: found
+    return register(trt, trtp, sm), found
 
 
 def symbols(trt, trtp):
@@ -146,7 +170,7 @@ def recorded(launch, *arguments) -> dict[str, dict]:
 
 def main(folder: Path) -> None:
     trt, trtp = bindings(folder)
-    names = register(trt, trtp, SM)
+    names, _ = declared(trt, trtp, SM)
     describe, value = symbols(trt, trtp)
     registry = sys.modules["tensorrt.plugin._lib"].QDP_REGISTRY
     t = scene()
@@ -205,14 +229,16 @@ def main(folder: Path) -> None:
     print(json.dumps(found))
 
 
-def assembles(ptx: str, folder: Path) -> bool:
+def assembles(ptx: str, folder: Path, sm: int = SM) -> bool:
     """Whether NVIDIA's assembler takes the code."""
     import triton
 
     file = folder / "plugin.ptx"
     file.write_text(ptx)
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas-blackwell"
-    command = [tool, f"--gpu-name=sm_{SM}a", file, "-o", folder / "plugin.cubin"]
+    (target,) = re.findall(r"^\.target (sm_\w+)", ptx, re.MULTILINE)
+    assert target.removesuffix("a") == f"sm_{sm}", target
+    command = [tool, f"--gpu-name={target}", file, "-o", folder / "plugin.cubin"]
     return subprocess.run(command, capture_output=True).returncode == 0
 
 

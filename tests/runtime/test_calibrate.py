@@ -10,7 +10,7 @@ from lumosx_rt import calibrating
 from lumosx_rt.calibration import observe
 from lumosx_rt.calibration.document import read_calibration
 from lumosx_rt.calibration.examples import LISTS, find_scenes
-from lumosx_rt.calibration.simulate import Scheme
+from lumosx_rt.calibration.scheme import Scheme
 from lumosx_rt.reference.checkpoint import save_bundle
 from lumosx_rt.reference.config import LumosXConfig
 from lumosx_rt.reference.errors import LumosXError

@@ -347,10 +347,11 @@ def test_a_video_of_one_colour_is_an_error(tiny_engine, monkeypatch, colours):
     shown = frames.copy()
     shown[:, :, 24:] //= 2  # two halves: a picture
     monkeypatch.setattr(tiny_engine.vae, "decode_frames_uint8", lambda clip: shown)
-    assert len(tiny_engine.decode(request, torch.zeros(2, 16, 2, 4, 6))) == 2
+    latents = torch.randn(2, 16, 2, 4, 6)
+    assert len(tiny_engine.decode(request, latents)) == 2
     results = iter([shown, frames])
     monkeypatch.setattr(tiny_engine.vae, "decode_frames_uint8", lambda clip: next(results))
-    text = refusal(tiny_engine.decode, request, torch.zeros(2, 16, 2, 4, 6))
+    text = refusal(tiny_engine.decode, request, latents)
     assert "flat" in text and "seed 8" in text and "no-references" in text
 
 
@@ -405,9 +406,9 @@ def test_weights_outside_the_engine_are_not_read(micro, copied, tmp_path):
 
 def test_an_engine_of_another_backend_is_refused(micro, copied):
     folder = copied(micro.folder)
-    replace(rt.load(folder).manifest, backend="tensorrt").write(folder)
+    replace(rt.load(folder).manifest, backend="openvino").write(folder)
     text = refusal(rt.load, folder)
-    assert "'tensorrt'" in text and "onnxruntime" in text
+    assert "'openvino'" in text and "onnxruntime" in text
 
 
 @pytest.mark.skipif(CUDA, reason="this machine has it")

@@ -139,7 +139,7 @@ def test_an_interrupted_build_stops_tensorrt_and_leaves_nothing(
 # -- what may be listed and loaded --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "torch", "tensorrt"])
+@pytest.mark.parametrize("backend", ["onnxruntime", "torch"])
 def test_only_this_backend_may_have_a_plan(backend):
     assert "forbidden" in path_problems(PLAN, backend)[0]
     assert path_problems(PLAN, "tensorrt-rtx") == []
