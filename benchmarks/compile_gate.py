@@ -28,6 +28,7 @@ E4M3 = torch.float8_e4m3fn
 HEADS = {128: 12, 32: 6}  # by head size: 1.3b, and the small checkpoint
 WIDTHS = (1536, 5120)  # of 1.3b and 14b
 FFN_WIDTHS = (8960, 13824)
+RELEASED = re.compile("bfloat16.* (128|1536|8960)(,|$)")
 Row = dict[str, Any]
 
 
@@ -124,11 +125,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--out", type=Path, default=Path("out/compile_gate.json"))
     parser.add_argument("--sm", type=int, nargs="+", default=list(ARCHITECTURES))
     parser.add_argument("--only", help="just what has this description, e.g. 'float32, width 1536'")
+    parser.add_argument("--released", action="store_true", help="just bfloat16 at 1.3b's sizes")
     given = parser.parse_args(arguments)
     rows = []
     for sm in given.sm:
         for words, kernel in claims(sm):
-            if given.only not in (None, words):
+            if given.only not in (None, words) or (given.released and not RELEASED.search(words)):
                 continue
             rows.append(row_of(words, kernel, sm))
             print(line(rows[-1]), flush=True)

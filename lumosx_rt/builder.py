@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lumosx_rt import cache
 from lumosx_rt.backends.loading import load_backend
@@ -68,11 +68,11 @@ def build(
     """Build an engine directory and return its path.
 
     checkpoint: anything `find_bundle` recognises; or None for a `preset` with random weights.
-    backend: "onnxruntime" (also "auto"), "torch" (code compiled for this kind of machine), or
-    "tensorrt-rtx" (a plan for GPUs that need not be here).
+    backend: "onnxruntime" (also "auto"), "torch" (code compiled for this kind of machine),
+    "tensorrt-rtx" (a plan for GPUs that need not be here), or "tensorrt" (one for the GPU here).
     precision: "fp32", "fp16" (onnxruntime: matrices stored in half precision, computed in float32;
     a plan computes in it), "bf16" (the released mixed precision) or "fp8" (e4m3, by the scales of
-    the file `calibration`); by default fp32, and bf16 for a GPU.
+    the file `calibration`, or observed on noise for a preset); by default fp32, and bf16 for a GPU.
     opset: onnxruntime's. device: torch's, "auto" (a GPU if there is one), "cpu" or "cuda".
     targets ("sm_89,sm_120"), max_seeds, max_size (the checkpoint's own), buckets (in fp8: the
     references that each of several plans serves, "4,16") and weight_streaming (weights stay on the
@@ -92,6 +92,7 @@ def build(
         buckets=buckets,
         weight_streaming=weight_streaming,
         calibration=None if calibration is None else Path(calibration),
+        random=preset is not None,
     )
     _check_references(max_references)
     if (checkpoint is None) == (preset is None):
@@ -110,6 +111,12 @@ def build(
     report("reading the weights")
     model = source.load()
     identity = source.identity()
+    if compiler.precision == "fp8" and compiler.document is None:
+        from lumosx_rt.calibration.noise import noise_calibration
+
+        report("random weights: scales are observed on noise")
+        document = noise_calibration(model, identity["sha256"])
+        compiler = replace(cast(Any, compiler), document=document)  # compilers are dataclasses
     if compiler.document is not None:
         compiler.document.check(model, identity["sha256"])
     _check_disk(out, model, compiler)

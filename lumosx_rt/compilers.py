@@ -215,6 +215,7 @@ def compiler_of(
     device: str = "auto",
     *,
     calibration: Path | None = None,
+    random: bool = False,
     targets: str | Sequence[str] | None = None,
     max_seeds: int | None = None,
     max_size: VideoSize | None = None,
@@ -223,8 +224,9 @@ def compiler_of(
 ) -> Compiler:
     """The compiler for a request. `auto` is onnxruntime, whose graph runs on every machine.
 
-    precision: by default fp32, for a GPU bf16. calibration: of "fp8", a file. opset is
-    onnxruntime's alone, device torch's, and what follows tensorrt-rtx's (`plan_compiler`).
+    precision: by default fp32, for a GPU bf16. calibration: of "fp8", a file; where weights are
+    `random` there need be none, and `document` is to be filled in. opset is onnxruntime's alone,
+    device torch's, and what follows tensorrt-rtx's (`plan_compiler`).
     Raises LumosXError for what does not exist or does not go together, and without a C++ compiler.
     """
     if backend not in BACKENDS:
@@ -240,7 +242,7 @@ def compiler_of(
                 "away, and say with --targets which GPUs it is for"
             )
         check_plan_request(precision, targets, max_seeds, buckets)
-        document = _document(precision, calibration)
+        document = _document(precision, calibration, random)
         return plan_compiler(
             precision, targets, max_seeds, max_size, buckets, weight_streaming, document
         )
@@ -260,7 +262,7 @@ def compiler_of(
     if precision not in (None, *PRECISIONS):
         raise LumosXError(f"precision: got '{precision}', accepted are {', '.join(PRECISIONS)}")
     if backend == "torch":
-        return _torch_compiler(precision, opset, device, calibration)
+        return _torch_compiler(precision, opset, device, calibration, random)
     if precision == "bf16":
         raise LumosXError(
             "precision: got 'bf16', onnxruntime takes fp32, fp16 or fp8; bf16 is --backend torch"
@@ -270,17 +272,17 @@ def compiler_of(
             f"device: got '{device}', an onnxruntime engine is built for all of them; say where it "
             "runs with --provider when it is loaded, or build with --backend torch"
         )
-    document = _document(precision, calibration)
+    document = _document(precision, calibration, random)
     if document is not None:
         check_carriable(document)
-        if opset not in (None, OPSETS[0]):
-            raise LumosXError(f"opset: got {opset}, fp8 is opset {OPSETS[0]}; leave it away")
+    if precision == "fp8" and opset not in (None, OPSETS[0]):
+        raise LumosXError(f"opset: got {opset}, fp8 is opset {OPSETS[0]}; leave it away")
     return OnnxCompiler(precision or "fp32", opset or OPSETS[0], document)
 
 
-def _document(precision: str | None, calibration: Path | None) -> Calibration | None:
+def _document(precision: str | None, calibration: Path | None, random: bool) -> Calibration | None:
     """The calibration of a request in FP8. Raises LumosXError where one is without the other."""
-    if precision == "fp8" and calibration is None:
+    if precision == "fp8" and calibration is None and not random:
         raise LumosXError(
             "precision: got 'fp8', which needs scales; make them with `lumosx-rt calibrate "
             "CHECKPOINT -o calibration.json` and name the file with --calibration"
@@ -294,7 +296,11 @@ def _document(precision: str | None, calibration: Path | None) -> Calibration | 
 
 
 def _torch_compiler(
-    precision: str | None, opset: int | None, device: str, calibration: Path | None
+    precision: str | None,
+    opset: int | None,
+    device: str,
+    calibration: Path | None,
+    random: bool,
 ) -> TorchCompiler:
     if opset is not None:
         raise LumosXError(
@@ -312,7 +318,7 @@ def _torch_compiler(
             "backend: 'torch' compiles C++, and there is no C++ compiler here; install one "
             "(Debian: apt install g++) or name it in CXX, or take --backend onnxruntime"
         )
-    document = _document(precision, calibration)
+    document = _document(precision, calibration, random)
     if device == "cpu" or not torch.cuda.is_available():
         if document is not None:
             check_carriable(document)

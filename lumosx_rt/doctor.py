@@ -12,7 +12,7 @@ from lumosx_rt import __version__, cache
 PACKAGES = (
     "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "diffusers",
     "transformers", "tokenizers", "safetensors", "av", "pillow", "triton", "tensorrt",
-    "tensorrt-rtx", "nvidia-modelopt", "cuda-python",
+    "tensorrt-rtx", "onnxruntime-ep-nv-tensorrt-rtx", "nvidia-modelopt", "cuda-python",
 )  # fmt: skip
 
 
@@ -71,6 +71,16 @@ def _providers() -> list[str]:
     return list(onnxruntime.get_available_providers())
 
 
+def _tensorrt() -> str:
+    from lumosx_rt.backends.plugin_plan import gpu_here, import_tensorrt
+    from lumosx_rt.reference.errors import LumosXError
+
+    try:
+        return f"{import_tensorrt().__version__}, for {gpu_here()['name']}"
+    except LumosXError as error:
+        return f"none; {error}"
+
+
 def _cpp_compiler() -> str:
     from lumosx_rt.compilers import cpp_compiler
 
@@ -92,6 +102,7 @@ def _text() -> str:
 CHECKS: dict[str, Callable[[], Any]] = {
     "torch_device": _torch,
     "onnxruntime_providers": _providers,
+    "tensorrt": _tensorrt,
     "cpp_compiler": _cpp_compiler,
     "h264_encoder": _h264,
     "text_cleaning": _text,

@@ -108,6 +108,7 @@ class Classic(World):
         def declare(part):
             def decorator(identity):
                 def keep(function):
+                    assert part not in self.registry.get(identity, ()), "declared already"
                     self.registry.setdefault(identity, set()).add(part)
                     return function
 

@@ -4,6 +4,7 @@ TensorRT itself has never run here; what its real bindings say is in test_plugin
 test_stubs.py.
 """
 
+import json
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -263,6 +264,15 @@ def test_without_a_gpu_it_says_so_in_one_sentence(monkeypatch, run, micro_bundle
     command = ("build", micro_bundle, "-o", tmp_path / "engine", "--backend", "tensorrt")
     shown = run(*command, code=1).stderr
     assert shown.count("error:") == 1 and not (tmp_path / "engine").exists()
+
+
+def test_doctor_knows_it(run, world, monkeypatch):
+    facts = json.loads(run("doctor", "--json").stdout)
+    assert facts["tensorrt"] == "11.4.0.106, for NVIDIA Stand-in" and facts["problems"] == []
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    facts = json.loads(run("doctor", "--json").stdout)
+    assert facts["tensorrt"].startswith("none; backend: 'tensorrt' needs the package tensorrt")
+    assert facts["problems"] == []  # it is one of several backends
 
 
 def test_the_command_line_knows_it(run):
