@@ -61,6 +61,7 @@ def _engine(path: Path) -> dict[str, Any]:
         "device": manifest.device,
         "operators": build.get("operators", {}),
         "layers": build.get("layers", {}),
+        "buckets": build.get("buckets", {}),
     }
 
 

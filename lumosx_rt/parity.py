@@ -15,7 +15,8 @@ from lumosx_rt.backends.simulated import SimulatedBackend
 from lumosx_rt.calibration.document import Calibration, read_calibration
 from lumosx_rt.engine import Engine
 from lumosx_rt.export.program import model_inputs
-from lumosx_rt.manifest import CALIBRATION
+from lumosx_rt.fp8_layers import layer_parity
+from lumosx_rt.manifest import CALIBRATION, GRAPH
 from lumosx_rt.reference.binding import VideoSize
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.layout import SceneLayout
@@ -119,7 +120,8 @@ def verify(
     progress: told (what, steps done, steps in all). Returns the report's section: `passed`, the
     (largest) `gate`, and per scene its own gate, the error of the latents after every step, the
     PSNR of the decoded frames, whether they are finite and not flat, and the errors of two engine
-    runs that are wrong on purpose (`compare`).
+    runs that are wrong on purpose (`compare`). Of an engine in FP8 also, under `fp8`, what of it is
+    quantized, and its graph looked into, product by product (`layer_parity`).
     Raises LumosXError where it cannot compare.
     """
     if not scenes:
@@ -139,8 +141,9 @@ def verify(
             progress(what, before + done + steps * what.endswith("engine"), total)
 
         results.append(compare(engine, reference, request, gate, told))
+    eighth = {} if document is None else {"fp8": _eighth(engine, model, document)}
     section = {
-        "passed": all(result["passed"] for result in results),
+        "passed": all(result["passed"] for result in [*results, *eighth.values()]),
         "gate": max(result["gate"] for result in results),
         "steps": steps,
         "seeds": list(seeds),
@@ -148,9 +151,27 @@ def verify(
         "engine": engine.backend.describe(),
         "reference": reference.describe(),
         "scenes": results,
+        **eighth,
     }
     write_report(engine.folder, engine.manifest, verify=section)
     return section
+
+
+def _eighth(engine: Engine, model: LumosX, document: Calibration) -> dict[str, Any]:
+    """What FP8 is in an engine, and whether its graph, where there is one, is what it says."""
+    facts: dict[str, Any] = {
+        "passed": True,
+        "sites": len(document.sites),
+        "quantized": len(document.quantized),
+        "calibrated_on": document.scenes["name"],
+    }
+    graph = engine.folder / GRAPH
+    if graph.is_file():
+        try:
+            facts |= layer_parity(graph, model, document, document.quantized)
+        except LumosXError as error:
+            facts |= {"passed": False, "problem": str(error)}
+    return facts
 
 
 def compare(
@@ -183,8 +204,10 @@ def compare(
         return states
 
     expected = run(reference, request, "reference")
+    rounded = None
     if not isinstance(gate, float):
-        gate = ROUNDED_GATE * relative_error(run(gate, request)[-1], expected[-1])
+        rounded = relative_error(run(gate, request)[-1], expected[-1])
+        gate = ROUNDED_GATE * rounded
     actual = run(engine.backend, request, "engine")
     errors = [relative_error(a, e) for a, e in zip(actual, expected, strict=False)]
     sound = len(actual) == len(expected)
@@ -220,6 +243,7 @@ def compare(
         "sound": sound,
         "gate": gate,
         "final_relative_error": final,
+        "rounded_relative_error": rounded,
         "step_relative_errors": errors,
         "psnr_db": psnr,
         "words_effect": words,

@@ -1,6 +1,7 @@
 """report.json and report.md of an engine: what was built, and how close it is."""
 
 import json
+import math
 import platform
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,9 @@ def _build_section(build: dict[str, Any]) -> list[str]:
         f"{build['seconds']} s, peak memory {build['peak_memory_bytes'] / 2**30:.1f} GiB, "
         + _compiled(build),
         "",
+        *_eighth_lines(build.get("fp8")),
         *_plan_lines(build.get("layers")),
+        *_bucket_lines(build.get("buckets", {})),
         "One forward pass against the reference:",
         "",
         "| layout | streams x seeds | relative error |",
@@ -96,6 +99,40 @@ def _plan_lines(layers: dict[str, Any] | None) -> list[str]:
     ]
 
 
+def _bucket_lines(buckets: dict[str, Any]) -> list[str]:
+    """The plans of an engine that has several; the table above is the last one's."""
+    if not buckets:
+        return []
+    return [
+        "| references up to | plan, MiB | 8-bit products | 8-bit attention |",
+        "|---|---|---|---|",
+        *(
+            f"| {most} | {plan['bytes'] / 2**20:.1f} | {_products(plan['layers'])} "
+            f"| {_attention(plan['layers'])} |"
+            for most, plan in buckets.items()
+        ),
+        "",
+    ]
+
+
+def _products(layers: dict[str, Any]) -> int:
+    return int(layers.get("products", {}).get("FP8", 0))
+
+
+def _attention(layers: dict[str, Any]) -> int:
+    return sum(n for types in layers["attention"].values() for t, n in types.items() if "FP8" in t)
+
+
+def _eighth_lines(facts: dict[str, Any] | None) -> list[str]:
+    if facts is None:
+        return []
+    return [
+        f"FP8: {facts['roundings']} roundings to e4m3 exact; {facts['products']} products, each "
+        f"given what really came before it, within {facts['worst_product']:.1e} of float64.",
+        "",
+    ]
+
+
 def _compiled(build: dict[str, Any]) -> str:
     if "compile_seconds" not in build:
         return f"opset {build['opset']}, {sum(build['operators'].values())} operators"
@@ -115,7 +152,33 @@ def _verify_section(check: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
         *(_scene_row(scene) for scene in check["scenes"]),
         "",
+        *_eighth_check_lines(check),
     ]
+
+
+def _eighth_check_lines(check: dict[str, Any]) -> list[str]:
+    facts = check.get("fp8")
+    if facts is None:
+        return []
+    lines = [
+        f"{facts['quantized']} of {facts['sites']} sites in FP8, calibrated on "
+        f"{facts['calibrated_on']}. Signal to noise of the final latents, engine and reference "
+        "with FP8 simulated: "
+        + "; ".join(
+            f"{scene['scene']} {_decibels(scene['final_relative_error'])}, "
+            f"{_decibels(scene['rounded_relative_error'])}"
+            for scene in check["scenes"]
+        )
+        + ".",
+        "",
+    ]
+    if "problem" in facts:
+        return [*lines, f"NOT what was calibrated: {facts['problem']}", ""]
+    return lines + (_eighth_lines(facts) if "roundings" in facts else [])
+
+
+def _decibels(error: float | None) -> str:
+    return "none" if error is None else f"{-20 * math.log10(max(error, 1e-15)):.1f} dB"
 
 
 def _scene_row(scene: dict[str, Any]) -> str:
