@@ -18,6 +18,7 @@ from lumosx_rt.export.ops import QDQ_NODES, attend_fused
 from lumosx_rt.reference.layout import SceneLayout
 from lumosx_rt.reference.ops import Attend
 
+FEWEST = 32  # TensorRT-RTX 1.7.1 has no 8-bit attention over fewer keys
 SLOTS = "key_slots"  # the buffer, and the graph's initializer
 
 
@@ -25,7 +26,7 @@ def slots_of(size: tuple[int, int, int], references: int) -> Tensor:
     """For a video of this size (frames, rows, columns of tokens) and so many references."""
     frames, height, width = size
     layout = SceneLayout(video_frames=frames, height=height, width=width, lone=references)
-    return torch.arange(layout.tokens)
+    return torch.arange(max(layout.tokens, FEWEST))
 
 
 def padded_rectangle(model: nn.Module) -> Any:

@@ -1,7 +1,7 @@
 """An ONNX graph -> a TensorRT plan, judged by the builder's own layer table before it is kept.
 
 The TensorRT module is a parameter: `tensorrt_rtx`, which builds without a GPU, and `tensorrt` share
-everything here but the targets.
+everything here; what differs is a `Dialect`.
 """
 
 import threading
@@ -66,12 +66,13 @@ def build_plan(
 ) -> dict[str, Any]:
     """Write `path` (.plan); returns facts for the report.
 
-    trt: the module tensorrt_rtx or tensorrt. graph: .onnx, strongly typed. sites: its attention,
-    `attention_sites`. precision: "bf16" or "fp16", that of attention. targets: compute
-    capabilities ("sm_89") to compile for; without any, that of this machine's GPU. eighth: what has
-    to be in e4m3. report: told what TensorRT does. Raises LumosXError where it cannot build, or
-    where an attention did not become one fused kernel, an 8-bit product is none, or an input is not
-    read; nothing is left at `path` then. An interrupted build stops at TensorRT's next step.
+    trt: the module tensorrt_rtx or tensorrt; dialect: its own. graph: .onnx, strongly typed; sites:
+    its attention, `attention_sites`; plugins: its opaque nodes, {name: kind}. precision: "bf16" or
+    "fp16", that of attention. targets: compute capabilities ("sm_89") to compile for; without any,
+    that of this machine's GPU. eighth: what has to be in e4m3. report: told what TensorRT does.
+    Raises LumosXError where it cannot build, or where an attention did not become one fused kernel,
+    an 8-bit product or a plugin is none, or an input is not read; nothing is left at `path` then.
+    An interrupted build stops at TensorRT's next step.
     """
     started = time.monotonic()
     log = _log(trt)

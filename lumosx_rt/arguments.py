@@ -7,12 +7,24 @@ from typing import Any
 from lumosx_rt.console import refuse
 
 
-def loaded_engine(engine: Path, components: Path | None, provider: str, trust: bool) -> Any:
+def loaded_engine(
+    engine: Path,
+    components: Path | None,
+    provider: str,
+    trust: bool,
+    max_memory: str | None = None,
+) -> Any:
     """An engine. A provider that does not exist ends the program with a usage error."""
     from lumosx_rt.engine import load
 
     check_provider(provider)
-    return load(engine, components=components, provider=provider, trust=trust)  # type: ignore[arg-type]
+    return load(
+        engine,
+        components=components,
+        provider=provider,  # type: ignore[arg-type]  # checked above
+        trust=trust,
+        max_memory=max_memory,
+    )
 
 
 def check_provider(provider: str) -> None:

@@ -97,6 +97,10 @@ def generate(
     components: Components = None,
     provider: Provider = "auto",
     trust: Trust = False,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(help="What the process may hold, like 8GiB: requests adapt, or are refused."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite videos.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -112,7 +116,7 @@ def generate(
 
         paths = find_scenes(scenes)
         say(f"loading {engine}")
-        loaded = loaded_engine(engine, components, provider, trust)
+        loaded = loaded_engine(engine, components, provider, trust, max_memory)
         if loaded.manifest.checkpoint.get("source") == "random":
             say("note: this engine has random weights; its videos are noise in colour, by design")
         with progress_bar() as bar:
@@ -123,19 +127,23 @@ def generate(
                     tasks[name] = bar.add_task(name, total=state.steps)
                 bar.update(tasks[name], completed=state.step)
 
+            settings: dict[str, Any] = {
+                "size": video_size(loaded.manifest.defaults, frames, height, width),
+                "steps": steps,
+                "guidance": guidance,
+                "shift": shift,
+                "seeds": tuple(seed or (0,)),
+                "negative_prompt": negative_prompt,
+            }
+
+            def load(path: Path) -> Scene:
+                scene = Scene.load(path, order=order, script=script)  # type: ignore[arg-type]
+                if max_memory is not None:
+                    say(f"{scene.name}: memory: {loaded.plan(scene, **settings)}")
+                return scene
+
             outcomes = generate_all(
-                loaded,
-                paths,
-                out,
-                force=force,
-                load=lambda path: Scene.load(path, order=order, script=script),  # type: ignore[arg-type]
-                progress=progress,
-                size=video_size(loaded.manifest.defaults, frames, height, width),
-                steps=steps,
-                guidance=guidance,
-                shift=shift,
-                seeds=tuple(seed or (0,)),
-                negative_prompt=negative_prompt,
+                loaded, paths, out, force=force, load=load, progress=progress, **settings
             )
     for outcome in outcomes:
         for warning in outcome.warnings:

@@ -101,6 +101,12 @@ def carried_problems(graph: Any, document: Calibration, sites: list[str]) -> lis
     """
     roundings, products = read_graph(graph)
     scales = {rounding.scale for rounding in roundings}
+    # equal numbers share one name, so some sites' names are gone
+    stored = {
+        name: _scalar(value)
+        for name, value in graph.graph.initializers.items()
+        if value.const_value is not None and value.const_value.size == 1
+    }
     found: dict[str, set[float | None]] = {}
     for product in products:
         found.setdefault(product.site, set()).add(product.scale)
@@ -108,8 +114,12 @@ def carried_problems(graph: Any, document: Calibration, sites: list[str]) -> lis
     for site in sites:
         wanted = document.sites[site].scales
         if is_attention(site):
-            missing = [role for role, scale in wanted.items() if scale not in scales]
-            problems += [f"{site}: nothing is quantized by its scale of {r}" for r in missing]
+            named = {role: stored.get(f"{_MODEL}{site}.{role}") for role in wanted}
+            problems += [
+                f"{site}: nothing is quantized by its scale of {role}, {scale}"
+                for role, scale in wanted.items()
+                if scale not in scales or named[role] not in (None, scale)
+            ]
         elif found.get(site) != {wanted["x"]}:
             has = ", ".join(map(str, found.get(site, ["no product"])))
             problems.append(f"{site}: its operand has the scale {wanted['x']}, the graph {has}")

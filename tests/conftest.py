@@ -1,9 +1,10 @@
-"""Shared by all tests: a cache of their own, one thread, and four engines that are built once.
+"""Shared by all tests: a cache of their own, one thread, and five engines that are built once.
 
     tiny      preset tiny with random weights, as `build` makes it without a checkpoint
     micro     two layers of 48 channels, built from a bundle with a text encoder, tokenizer and VAE
     compiled  the same checkpoint for the backend torch, on a CPU
     planned   the same checkpoint for the backend tensorrt-rtx, which only a GPU could run
+    eighth    the same checkpoint for onnxruntime in FP8, by `scales` observed on noise
 
 Tests that damage an engine damage a copy (`copied`).
 """
@@ -116,7 +117,7 @@ def micro_bundle(surroundings, shared):
     from lumosx_rt.source import random_transformer
 
     folder = shared / "micro-bundle"
-    config = LumosXConfig(dim=48, ffn_dim=96, num_heads=2, num_layers=2, text_dim=64, text_len=256)
+    config = LumosXConfig(dim=48, ffn_dim=96, num_heads=3, num_layers=2, text_dim=64, text_len=256)
     with one_at_a_time(folder.with_name("micro-bundle.lock")):
         if not folder.exists():
             text_encoder, tokenizer, vae = random_components(0)
@@ -178,6 +179,26 @@ def planned(micro_bundle, shared):
 @pytest.fixture(scope="session")
 def plan_graph(planned, shared):
     return shared / "plan-graph" / "model.onnx"
+
+
+@pytest.fixture(scope="session")
+def scales(micro_bundle, shared):
+    """A calibration of the micro checkpoint, as a file."""
+    from lumosx_rt.calibration.noise import noise_calibration
+    from lumosx_rt.reference.bundle import find_bundle
+    from lumosx_rt.reference.checkpoint import load_transformer
+
+    path = shared / "scales.json"
+    with one_at_a_time(path.with_suffix(".lock")):
+        if not path.exists():
+            digest = find_bundle(micro_bundle).require("transformer").sha256
+            noise_calibration(load_transformer(micro_bundle), digest).write(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def eighth(micro_bundle, scales, shared):
+    return built(shared / "eighth", micro_bundle, precision="fp8", calibration=scales)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ Arithmetic is the graph's own: half precision is never switched on here, and TF3
 
 import hashlib
 import importlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -157,6 +158,8 @@ def open_session(
         session = ort.InferenceSession(graph, settings, enable_fallback=0, **chosen)
     except Exception as error:  # onnxruntime's own exceptions share no base class
         where, mended = ("", "") if provider == "cpu" else (f" on {name}", f"; {_mended(provider)}")
+        if provider in COMPILING:
+            mended += "; an older TensorRT may take the graph of build --opset 20"
         raise LumosXError(
             f"{graph.name}: onnxruntime cannot load it{where}: {_reason(error)}{mended}"
         ) from None
@@ -169,10 +172,8 @@ def open_session(
 
 
 def _mended(provider: str) -> str:
-    other = "--provider cpu"
-    if provider in COMPILING:
-        other += " or cuda; an older TensorRT may take the graph of build --opset 20"
-    return f"{_INSTALL.get(provider, '')}; or take {other}"
+    other = "--provider cpu or cuda" if provider in COMPILING else "--provider cpu"
+    return f"{_INSTALL[provider]}; or take {other}"
 
 
 def _plugin_device(ort: Any) -> Any | None:
@@ -210,4 +211,6 @@ def _make(folder: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """The first line of what onnxruntime says, without the place in its source."""
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return re.sub(r"^/\S+:\d+ \S.*?\) (?=\S)", "", line)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lumosx_rt.export.layer_table import problems, read_layers, summary
+from lumosx_rt.export.layer_table import problems, product_problems, read_layers, summary
 from lumosx_rt.reference.errors import LumosXError
 
 TENSOR = (
@@ -74,6 +74,39 @@ def test_attention_in_another_precision_is_named(kind: str) -> None:
     (said,) = found(TABLE.replace("BFloat16", kind, 1))
     assert SITES[0] in said and kind in said and "not BFloat16" in said
     assert len(found(TABLE, "fp16")) == len(SITES)
+
+
+def test_attention_in_e4m3_reads_three_operands_of_it() -> None:
+    operands = dict.fromkeys("qkv", "FP8") | {"mask": "BFloat16"}
+    lines = [*LINES[:2], line("_gemm_mha_v2_myl1_2", "kgen", operands, SITES[0]), *LINES[3:]]
+
+    def judged(lines: list[str]) -> list[str]:
+        return problems(read_layers("\n".join(lines)), SITES, ["time"], "bf16", SITES[:1])
+
+    assert judged(lines) == []
+    (said,) = judged([text.replace("FP8", "BFloat16", 1) for text in lines])
+    assert f"{SITES[0]} reads 2 operands in FP8" in said
+    (said,) = judged(LINES)
+    assert f"{SITES[0]} reads 0 operands in FP8" in said
+    (said,) = problems(read_layers("\n".join(lines)), SITES, ["time"], "bf16")
+    assert "BFloat16, FP8, not BFloat16" in said  # where it was not asked for
+
+
+def test_products_that_are_not_in_e4m3_are_named() -> None:
+    lines = [
+        *LINES[:2],
+        line("one_myl0_1", "gemm", {"x": "FP8"}, "one"),
+        line("two+three_myl0_2", "gemm", {"x": "FP8", "y": "FP8"}, "two", "three"),
+        line("four_myl0_3", "gemm", {"x": "BFloat16"}, "four"),
+        line("__myl_five", "kgen", {"x": "FP8"}, "five"),
+    ]
+    layers = read_layers("\n".join(lines))
+    sites = {"one": "a.q", "two": "a.k", "three": "a.v"}
+    assert product_problems(layers, sites) == []
+    assert summary(layers, [], sites)["products"] == {"FP8": 3, "kernels": 2}
+    wrong = {"four": "b.q", "five": "b.k", "six": "b.v"}
+    said = product_problems(layers, sites | wrong)
+    assert [text.split(" ")[:2] for text in said] == [[s, f"({n})"] for n, s in wrong.items()]
 
 
 def test_an_input_that_nothing_reads_is_named() -> None:

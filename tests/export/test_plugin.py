@@ -14,7 +14,11 @@ from lumosx_rt.export.plugin import DOMAIN, export_plugin_onnx
 from lumosx_rt.export.program import OUTPUT, feed_of
 from lumosx_rt.reference.model import LumosX
 from tests.export.test_graph import CASES, MICRO, inputs_of, random_model, reference, relative
+from tests.kernels.driven import arguments
+from tests.kernels.plugged import scene
 
+TYPES = {torch.bfloat16: "BFLOAT16", torch.float32: "FLOAT", torch.int64: "INT64"}
+TYPES[torch.bool] = "BOOL"
 # per block: attention of both kinds, rotation of q and k for video and condition; the last block
 # rotates no condition queries and attends with the video alone
 NODES = {"RelationalAttention": 1, "VideoAttention": 1, "RelationalCrossAttention": 1}
@@ -107,6 +111,7 @@ def test_bfloat16_by_onnx_own_evaluator(model: LumosX, tmp_path: Path) -> None:
     half = LumosX(MICRO, torch.bfloat16)
     half.load_state_dict(model.state_dict())
     export_plugin_onnx(half, tmp_path / "model.onnx")
+    check_types(onnx.load(tmp_path / "model.onnx", load_external_data=False).graph)
     evaluator = ReferenceEvaluator(str(tmp_path / "model.onnx"))
     for case in ("one group, one stream", "as traced"):
         inputs = inputs_of(*CASES[case])
@@ -115,3 +120,15 @@ def test_bfloat16_by_onnx_own_evaluator(model: LumosX, tmp_path: Path) -> None:
         (found,) = evaluator.run([OUTPUT], feed)
         eager = relative(reference(half, inputs), exact)
         assert 1e-4 < eager and relative(torch.from_numpy(found), exact) <= 10 * eager < 0.05
+
+
+def check_types(graph: onnx.GraphProto) -> None:
+    """Nodes read the types that plugins are offered with, in `test_plugin_lifecycle.py`."""
+    values = [*graph.value_info, *graph.input]
+    kinds = {value.name: value.type.tensor_type.elem_type for value in values}
+    kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    offered = arguments(scene())
+    for node in graph.node:
+        if node.domain == DOMAIN:
+            read = [onnx.TensorProto.DataType.Name(kinds[name]) for name in node.input]
+            assert read == [TYPES[tensor.dtype] for tensor in offered[node.op_type]]

@@ -143,7 +143,10 @@ def test_an_interrupted_build_stops_tensorrt_and_leaves_nothing(
 def test_only_this_backend_may_have_a_plan(backend):
     assert "forbidden" in path_problems(PLAN, backend)[0]
     assert path_problems(PLAN, "tensorrt-rtx") == []
-    assert "forbidden" in path_problems("transformer/other.plan", "tensorrt-rtx")[0]
+    for name in ("other.plan", "model-0.plan", "model-04.plan", "model-4.plan.plan", "model-.plan"):
+        assert "forbidden" in path_problems(f"transformer/{name}", "tensorrt-rtx")[0]
+    assert path_problems("transformer/model-4.plan", "tensorrt-rtx") == []
+    assert "forbidden" in path_problems("transformer/model-4.plan", backend)[0]
     assert "forbidden" in path_problems("transformer/model.pt2", "tensorrt-rtx")[0]
 
 
@@ -228,10 +231,16 @@ def test_a_damaged_plan_is_refused_by_its_hash(planned, copied, gpu):
         ({"targets": "ada"}, ["'ada'", "sm_89"]),
         ({"targets": ""}, ["targets", "sm_89"]),
         ({"targets": []}, ["targets", "sm_89"]),
-        ({"precision": "fp32"}, ["'fp32'", "bf16 or fp16", "--backend torch"]),
-        ({"precision": "fp8"}, ["'fp8'", "not built yet"]),
+        ({"precision": "fp32"}, ["'fp32'", "bf16, fp16 or fp8", "--backend torch"]),
+        ({"precision": "fp8"}, ["'fp8'", "--calibration"]),
         ({"precision": "fp8", "targets": "sm_80"}, ["'fp8'", "sm_80 cannot"]),
-        ({"precision": "int8"}, ["'int8'", "bf16 or fp16"]),
+        ({"precision": "int8"}, ["'int8'", "bf16, fp16 or fp8"]),
+        ({"buckets": "4,16"}, ["buckets", "4,16", "--precision fp8"]),
+        ({"precision": "fp8", "buckets": "16,4"}, ["buckets", "16,4", "like 4,16"]),
+        ({"precision": "fp8", "buckets": "4,many"}, ["buckets", "4,many"]),
+        ({"precision": "fp8", "buckets": "0,4"}, ["buckets", "1 to 64"]),
+        ({"precision": "fp8", "buckets": [4, 65]}, ["buckets", "65"]),
+        ({"backend": "onnxruntime", "buckets": "4"}, ["buckets", "--backend tensorrt-rtx"]),
         ({"targets": "sm_75"}, ["'sm_75'", "float32", "--backend torch"]),
         ({"opset": 20}, ["opset", "20", "--targets"]),
         ({"device": "cuda"}, ["device", "'cuda'", "--targets"]),
@@ -273,7 +282,7 @@ def test_what_is_asked_for_is_what_the_compiler_makes():
 
 def test_the_command_line_knows_it(run, micro_bundle, tmp_path):
     text = " ".join(run("build", "--help").stdout.split())
-    for word in ("tensorrt-rtx", "--targets", "--max-seeds", "--max-size", "--weight-streaming"):
+    for word in ("tensorrt-rtx", "--targets", "--max-seeds", "--max-size", "--buckets"):
         assert word in text
     out = tmp_path / "engine"
     command = ("build", micro_bundle, "-o", out, "--backend", "tensorrt-rtx")
