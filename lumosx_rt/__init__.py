@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lumosx_rt.builder import build as build
     from lumosx_rt.engine import Engine as Engine
     from lumosx_rt.engine import load as load
+    from lumosx_rt.guards import Flat as Flat
+    from lumosx_rt.guards import NotFinite as NotFinite
     from lumosx_rt.parity import verify as verify
     from lumosx_rt.reference.binding import VideoSize as VideoSize
     from lumosx_rt.reference.errors import LumosXError as LumosXError
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Engine": "engine",
+    "Flat": "guards",
     "LumosXError": "reference.errors",
+    "NotFinite": "guards",
     "Scene": "reference.scene",
     "SceneLayout": "reference.layout",
     "Video": "runtime",

@@ -1,10 +1,11 @@
 """Words of the command line as the values they mean. Nothing heavy is imported."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
-from lumosx_rt.console import refuse
+from lumosx_rt.console import refuse, say
 
 
 def loaded_engine(
@@ -13,18 +14,34 @@ def loaded_engine(
     provider: str,
     trust: bool,
     max_memory: str | None = None,
+    unverified: bool = False,
 ) -> Any:
-    """An engine. A provider that does not exist ends the program with a usage error."""
+    """An engine; that it was never compared with the reference is said in a line.
+
+    A provider that does not exist ends the program with a usage error.
+    """
+    from lumosx_rt.certificate import NotVerified
     from lumosx_rt.engine import load
 
     check_provider(provider)
-    return load(
-        engine,
-        components=components,
-        provider=provider,  # type: ignore[arg-type]  # checked above
-        trust=trust,
-        max_memory=max_memory,
-    )
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always", NotVerified)
+        loaded = load(
+            engine,
+            components=components,
+            provider=provider,  # type: ignore[arg-type]  # checked above
+            trust=trust,
+            unverified=unverified,
+            max_memory=max_memory,
+        )
+    for warning in noted:
+        if issubclass(warning.category, NotVerified):
+            say(f"note: {warning.message}")
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    return loaded
 
 
 def check_provider(provider: str) -> None:

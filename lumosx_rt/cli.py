@@ -101,6 +101,9 @@ def generate(
         str | None,
         typer.Option(help="What the process may hold, like 8GiB: requests adapt, or are refused."),
     ] = None,
+    unverified: Annotated[
+        bool, typer.Option("--unverified", help="Use an engine whose last check failed.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite videos.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -116,7 +119,7 @@ def generate(
 
         paths = find_scenes(scenes)
         say(f"loading {engine}")
-        loaded = loaded_engine(engine, components, provider, trust, max_memory)
+        loaded = loaded_engine(engine, components, provider, trust, max_memory, unverified)
         if loaded.manifest.checkpoint.get("source") == "random":
             say("note: this engine has random weights; its videos are noise in colour, by design")
         with progress_bar() as bar:
@@ -187,7 +190,7 @@ def verify(
 
         chosen = [Scene.load(path) for path in find_scenes(scenes)] if scenes else builtin_scenes()
         say(f"loading {engine}")
-        loaded = loaded_engine(engine, components, provider, trust)
+        loaded = loaded_engine(engine, components, provider, trust, unverified=True)
         with progress_bar() as bar:
             task = bar.add_task("verify", total=None)
 
@@ -211,7 +214,9 @@ def verify(
 @app.command()
 def bench(
     model: Annotated[Path, typer.Argument(help="Engine folder, or a bundle (PyTorch reference).")],
-    suite: Annotated[str, typer.Option(help="binding, stills or vae-ceiling.")] = "binding",
+    suite: Annotated[
+        str, typer.Option(help="binding, stills, vae-ceiling, or speed (of an engine).")
+    ] = "binding",
     scene_list: Annotated[
         str, typer.Option("--list", help="full (200), ci (12) or four (people).")
     ] = ("full"),
@@ -219,9 +224,14 @@ def bench(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder [out/bench-NAME-SUITE-LIST].")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Solver steps.")] = 12,
-    guidance: Annotated[float, typer.Option(help="Guidance scale; 1 is none.")] = 1.0,
-    shift: Annotated[float, typer.Option(help="Shift of the noise levels.")] = 3.0,
+    steps: Annotated[int | None, typer.Option(help="Solver steps [12; speed: its own].")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale; 1 is none [1; speed: the engine's].")
+    ] = None,
+    shift: Annotated[
+        float | None, typer.Option(help="Shift of the noise levels [3; speed: the engine's].")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="speed: fewer points and runs.")] = False,
     against: Annotated[
         Path | None, typer.Option(help="scenes.jsonl of another run, for paired differences.")
     ] = None,
@@ -232,16 +242,17 @@ def bench(
 ) -> None:
     """Make held-out scenes of the drawn world and see who wears what: rates with intervals.
 
-    A run that was stopped goes on with the same command.
+    Or, as `--suite speed`, how long an engine takes. A run that was stopped goes on with the same
+    command.
 
     Examples: `lumosx-rt bench engines/tiny --list ci`,
-    `lumosx-rt bench checkpoints/tiny --suite vae-ceiling`
+    `lumosx-rt bench checkpoints/tiny --suite vae-ceiling`,
+    `lumosx-rt bench engines/tiny --suite speed`
     """
     check_provider(provider)
     with reasons("finished scenes are kept, the same command goes on from there"):
         from lumosx_rt.bench.command import bench as run_bench
-        from lumosx_rt.bench.command import told
-        from lumosx_rt.bench.models import Sampling
+        from lumosx_rt.bench.command import default_folder, told
 
         with progress_bar() as bar:
             task = bar.add_task("bench", total=None)
@@ -251,11 +262,12 @@ def bench(
 
             summary = run_bench(
                 model,
-                out or Path("out", f"bench-{model.resolve().name}-{suite}-{scene_list}"),
+                out or default_folder(model, suite, scene_list, quick),
                 suite=suite,
                 scene_list=scene_list,
                 scenes=scenes,
-                sampling=Sampling(steps, shift, guidance),
+                sampling={"steps": steps, "shift": shift, "guidance": guidance},
+                quick=quick,
                 against=against,
                 components=components,
                 provider=provider,  # type: ignore[arg-type]  # checked above

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from torch import Tensor
 
-from lumosx_rt import diagnosis, memory, runtime
+from lumosx_rt import certificate, diagnosis, memory, runtime
 from lumosx_rt.backends import Backend, Inputs
 from lumosx_rt.backends.loading import load_backend
 from lumosx_rt.backends.providers import Provider
@@ -47,6 +47,7 @@ def load(
     provider: Provider = "auto",
     check_hashes: bool = True,
     trust: bool = False,
+    unverified: bool = False,
     max_memory: str | int | None = None,
     remember: str | int = REMEMBERED_BYTES,
 ) -> "Engine":
@@ -56,6 +57,8 @@ def load(
     check_hashes: compare every file's content with the manifest (sizes always are).
     trust: run compiled code (torch, tensorrt-rtx) that was not made on this machine; code can do
     whatever you can.
+    unverified: take an engine whose last comparison with the reference failed; one that has none is
+    taken with a warning (`certificate.NotVerified`).
     max_memory: what the process may hold, like "8GiB"; requests are adapted to it, or refused.
     remember: for embeddings and latents kept between requests; 0 is none.
     Raises LumosXError for whatever does not fit.
@@ -64,6 +67,7 @@ def load(
     limit = None if max_memory is None else parse_bytes(max_memory)
     manifest = read_manifest(folder)
     check_files(folder, manifest, hashes=check_hashes)
+    certificate.demand(folder, unverified=unverified)
     backend = load_backend(folder, manifest, provider, trust=trust)
     kept = parse_bytes(remember) if remember else 0
     return Engine(folder, manifest, backend, components, max_memory=limit, remember=kept)

@@ -8,7 +8,7 @@
       transformer/model-4.plan ...  in FP8, one for scenes of up to so many references
       calibration.json        in FP8: its scales and where they come from
       components/...          only in a self-contained engine
-      report.json  report.md  the last check; not part of the content
+      report.json .md .png    the last check, the engine's certificate; not part of the content
 
 Forbidden: absolute paths, paths that leave the folder, links, pickles, code (but for those two,
 which are loaded only where they were made, or on trust), files that are not listed, listed files
@@ -31,7 +31,8 @@ from lumosx_rt.reference.errors import LumosXError, listing
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-REPORTS = ("report.json", "report.md")
+REPORTS = ("report.json", "report.md", "report.png")
+PICTURE = REPORTS[2]
 GRAPH, PACKAGE = "transformer/model.onnx", "transformer/model.pt2"
 PLAN = "transformer/model.plan"
 CALIBRATION = "calibration.json"

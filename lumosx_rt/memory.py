@@ -7,14 +7,14 @@ G groups of at most M pictures of T tokens; e bytes a number.
     denoise    onnxruntime, whose arena keeps buffers of every size apart:
                  e (H V (v + c) + 3 H G (M T)^2 + 4 H C L + H V L + 10 (V + C) D + 2 (V + C) F)
                torch packages and plans, where attention leaves no table behind:
-                 e (4 H C L + 12 (V + C) D + 3 (V + C) F)
+                 e (12 (V + C) D + max(2 (V + C) F, H C L))
     decode     the largest of the decoder's last stages, for the pixels p of a tile with its halo:
-                 4 b 4 p 18, or 56 in place of 18 where torch unrolls convolutions
+                 4 b 4 p 21, or 56 in place of 21 where torch unrolls convolutions
                and (rows columns)^2 4 4 for the attention over a frame; then what is kept
     pictures   4 b p 22
     text       D' (13.5 L + L^2 / 32) 4 for a text encoder of width D' with T5's proportions
 
-Constants are fitted to measured peaks (`benchmarks/memory.py` says how far off they are); those of
+Constants are fitted to measured peaks (`benchmarks/runtime.py` says how far off they are); those of
 GPUs are not measured.
 """
 
@@ -168,14 +168,12 @@ def denoise_bytes(job: Job, branches: int) -> int:
     heads, words = config.num_heads, config.text_len
     groups, members = layout.grouping.index.shape
     rows = video + condition
-    numbers = 4 * heads * condition * words
+    biased, hidden = heads * condition * words, rows * config.ffn_dim
     if job.backend == "onnxruntime":
         grouped = streams * groups * (members * layout.frame_tokens) ** 2
-        numbers += heads * (video * seen + 3 * grouped + video * words)
-        numbers += 10 * rows * config.dim + 2 * rows * config.ffn_dim
-    else:
-        numbers += 12 * rows * config.dim + 3 * rows * config.ffn_dim
-    return numbers * job.number_bytes
+        attended = heads * (video * seen + 3 * grouped + video * words) + 4 * biased
+        return (attended + 10 * rows * config.dim + 2 * hidden) * job.number_bytes
+    return (12 * rows * config.dim + max(2 * hidden, biased)) * job.number_bytes
 
 
 def decode_bytes(job: Job, tile: Tile | None) -> int:
@@ -198,7 +196,7 @@ def decode_bytes(job: Job, tile: Tile | None) -> int:
 
 def _stage_bytes(width: int, frames: int, height: int, columns: int) -> int:
     unrolled = width * (frames + 2) * height <= _UNROLLED
-    return (56 if unrolled else 18) * width * frames * height * columns * FLOAT_BYTES
+    return (56 if unrolled else 21) * width * frames * height * columns * FLOAT_BYTES
 
 
 def _pictures_bytes(job: Job) -> int:

@@ -6,33 +6,33 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from lumosx_rt import runtime
+from lumosx_rt import certificate, runtime
 from lumosx_rt.backends import Backend, Inputs
 from lumosx_rt.backends.eager import EagerBackend, recast
 from lumosx_rt.backends.simulated import SimulatedBackend
 from lumosx_rt.calibration.document import Calibration, read_calibration
+from lumosx_rt.comparison import comparison_picture
 from lumosx_rt.engine import Engine
 from lumosx_rt.export.program import model_inputs
+from lumosx_rt.files import replacing
 from lumosx_rt.fp8_layers import layer_parity
-from lumosx_rt.manifest import CALIBRATION, GRAPH
+from lumosx_rt.gates import FORWARD_GATES, GATES, ROUNDED_GATE, ROUNDING
+from lumosx_rt.manifest import CALIBRATION, GRAPH, PICTURE
+from lumosx_rt.quirks import check_quirks
 from lumosx_rt.reference.binding import VideoSize
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.layout import SceneLayout
 from lumosx_rt.reference.model import LumosX
 from lumosx_rt.reference.scene import Reference, Scene, Subject
+from lumosx_rt.reference.world.judge import ssim
 from lumosx_rt.report import write_report
 from lumosx_rt.runtime import Request, relative_error
 from lumosx_rt.source import source_of
 
-# Largest relative error (2-norm) of the final latents, by precision of the engine.
-GATES = {"fp32": 1e-4, "fp16": 1e-3}
-FORWARD_GATES = {"fp32": 1e-5, "fp16": 1e-3}  # of the velocity of one forward pass
-# bf16 and fp8 have no such number: what their rounding costs depends on weights and request. There
-# the reference, rounded so itself, says how much, and an engine may err so many times as much.
-ROUNDED_GATE = 2.0
-ROUNDING = 1e-6  # what two runs of one engine may differ by
+Frames = NDArray[np.uint8]
 
 # One forward pass each: no references, one group, unequal groups in two streams, several seeds.
 FORWARD_CASES: tuple[tuple[tuple[str, ...], int], ...] = (
@@ -118,10 +118,11 @@ def verify(
 
     checkpoint: the weights the engine was built from, where they are not found by themselves.
     progress: told (what, steps done, steps in all). Returns the report's section: `passed`, the
-    (largest) `gate`, and per scene its own gate, the error of the latents after every step, the
-    PSNR of the decoded frames, whether they are finite and not flat, and the errors of two engine
-    runs that are wrong on purpose (`compare`). Of an engine in FP8 also, under `fp8`, what of it is
-    quantized, and its graph looked into, product by product (`layer_parity`).
+    (largest) `gate`, what undoing each quirk of SPEC would change (`check_quirks`), and per scene
+    its own gate, the error of the latents after every step, the PSNR and SSIM of the decoded
+    frames, whether they are finite and not flat, and the errors of two engine runs that are wrong
+    on purpose (`compare`). Of an engine in FP8 also, under `fp8`, what of it is quantized, and its
+    graph looked into, product by product (`layer_parity`). The picture is of the worst scene.
     Raises LumosXError where it cannot compare.
     """
     if not scenes:
@@ -133,6 +134,7 @@ def verify(
     document = read_calibration(engine.folder / CALIBRATION) if precision == "fp8" else None
     gate = _rounded(model, precision, document) or GATES[precision]
     results: list[dict[str, Any]] = []
+    worst: tuple[dict[str, Any], Frames, Frames] | None = None
     total = 2 * steps * len(requests)
     for request in requests:
         before = 2 * steps * len(results)
@@ -140,10 +142,17 @@ def verify(
         def told(what: str, done: int, before: int = before) -> None:
             progress(what, before + done + steps * what.endswith("engine"), total)
 
-        results.append(compare(engine, reference, request, gate, told))
+        result, pair = compare(engine, reference, request, gate, told)
+        results.append(result)
+        if pair is not None and (worst is None or _badness(result) > _badness(worst[0])):
+            worst = (result, *pair)
     eighth = {} if document is None else {"fp8": _eighth(engine, model, document)}
+    widest = max(requests, key=lambda request: request.layout.references)
+    allowed = _rounded(model, precision, document) or FORWARD_GATES[precision]
     section = {
         "passed": all(result["passed"] for result in [*results, *eighth.values()]),
+        "engine_sha256": certificate.digest_of(engine.folder),
+        "quirks": check_quirks(engine.backend, reference, widest, engine.config.head_dim, allowed),
         "gate": max(result["gate"] for result in results),
         "steps": steps,
         "seeds": list(seeds),
@@ -153,8 +162,17 @@ def verify(
         "scenes": results,
         **eighth,
     }
+    if worst is not None:
+        with replacing(engine.folder / PICTURE) as temporary:
+            comparison_picture(*worst).save(temporary, format="PNG")
     write_report(engine.folder, engine.manifest, verify=section)
     return section
+
+
+def _badness(result: dict[str, Any]) -> float:
+    """The final error over what is allowed."""
+    error = result["final_relative_error"]
+    return float("inf") if error is None else float(error / result["gate"])
 
 
 def _eighth(engine: Engine, model: LumosX, document: Calibration) -> dict[str, Any]:
@@ -180,8 +198,9 @@ def compare(
     request: Request,
     gate: float | Backend,
     progress: Callable[[str, int], None] = lambda what, done: None,
-) -> dict[str, Any]:
-    """One request on engine and reference, free-running from the same noise, and two controls.
+) -> tuple[dict[str, Any], tuple[Frames, Frames] | None]:
+    """One request on engine and reference, free-running from the same noise, and two controls; and
+    the frames that both made of the first seed, uint8 [frames, height, width, 3].
 
     gate: the largest error of the final latents, or what errs itself, of which `ROUNDED_GATE` times
     as much is allowed.
@@ -212,12 +231,14 @@ def compare(
     errors = [relative_error(a, e) for a, e in zip(actual, expected, strict=False)]
     sound = len(actual) == len(expected)
     final = errors[-1] if sound else None
-    psnr = None
+    psnr = likeness = pair = None
     if sound:
         frames, wanted = (
             engine.vae.decode_frames_uint8(states[-1][:1]) for states in (actual, expected)
         )
-        psnr = peak_signal_to_noise(frames, wanted)
+        pair, psnr = (frames, wanted), peak_signal_to_noise(frames, wanted)
+        both = zip(frames, wanted, strict=True)
+        likeness = float(np.mean([ssim(a[None], b[None]) for a, b in both]))
         sound = not runtime.is_flat(frames)
 
     def distance(wrong: Request, right: list[Tensor]) -> float | None:
@@ -236,7 +257,7 @@ def compare(
         and (not bound or words is None or words > ROUNDING)
         and (not related or control is None or control > gate)
     )
-    return {
+    told = {
         "scene": request.name,
         "layout": request.layout.key,
         "passed": passed,
@@ -246,9 +267,11 @@ def compare(
         "rounded_relative_error": rounded,
         "step_relative_errors": errors,
         "psnr_db": psnr,
+        "ssim": likeness,
         "words_effect": words,
         "control_relative_error": control,
     }
+    return told, pair
 
 
 def peak_signal_to_noise(actual: np.ndarray, expected: np.ndarray) -> float | None:

@@ -147,12 +147,36 @@ def _verify_section(check: dict[str, Any]) -> list[str]:
         f"reference; gate {check['gate']:.0e} on the final latents. Two controls are wrong on "
         "purpose and must be caught: words unbound, and all relations between pictures dropped.",
         "",
-        "| scene | layout | final latents | worst step | PSNR | finite, not flat | no words "
-        "| no relations |",
-        "|---|---|---|---|---|---|---|---|",
+        "| scene | layout | final latents | worst step | PSNR | SSIM | finite, not flat "
+        "| no words | no relations |",
+        "|---|---|---|---|---|---|---|---|---|",
         *(_scene_row(scene) for scene in check["scenes"]),
         "",
         *_eighth_check_lines(check),
+        *_quirk_lines(check.get("quirks", [])),
+    ]
+
+
+def _quirk_lines(quirks: list[dict[str, Any]]) -> list[str]:
+    """What would show if the engine had lost a quirk that the weights depend on."""
+    if not quirks:
+        return []
+
+    def effect(found: dict[str, Any]) -> str:
+        if found["effect"] is None:
+            return "not shown by this scene"
+        told = "told apart" if found["told_apart"] else "too small to be told apart"
+        return f"{found['effect']:.1e}, {told}"
+
+    error = quirks[0]["error"]
+    return [
+        f"Undone one at a time, in one pass (which may err {quirks[0]['allowed']:.1e}, and errs "
+        f"{'endlessly' if error is None else f'{error:.1e}'}):",
+        "",
+        "| quirk | section | effect |",
+        "|---|---|---|",
+        *(f"| {found['quirk']} | {found['spec']} | {effect(found)} |" for found in quirks),
+        "",
     ]
 
 
@@ -193,6 +217,7 @@ def _scene_row(scene: dict[str, Any]) -> str:
         number(scene["final_relative_error"], "none"),
         number(max(steps, default=None), "none"),
         "identical or none" if psnr is None else f"{psnr:.1f} dB",
+        "none" if scene["ssim"] is None else f"{scene['ssim']:.5f}",
         "yes" if scene["sound"] else "NO",
         number(scene["words_effect"], "nothing bound"),
         number(scene["control_relative_error"], "nothing related"),

@@ -69,7 +69,7 @@ def check_plan(folder: Path, manifest: Manifest, *, trust: bool) -> None:
     strange = [name for name in plans if not cache.compiled_here(sha256_of(folder / name))]
     if not trust and strange:
         raise LumosXError(
-            f"{folder}: {strange[0]} holds compiled code that was made elsewhere, and loading it "
-            f"would run it with your rights; {rebuild}; or, if you know where it comes from, load it "
-            "with --trust (rt.load(..., trust=True))"
+            f"{folder}: {strange[0]} holds compiled code that was made elsewhere, loading it "
+            f"would run it with your rights; {rebuild}; or, if you know where it comes from, load "
+            "it with --trust (rt.load(..., trust=True))"
         )

@@ -1,29 +1,26 @@
 """The benchmark as a whole: a list run, its summary, its page."""
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from lumosx_rt import __version__
 from lumosx_rt.backends.providers import Provider
+from lumosx_rt.bench.folder import RUN_FILE, read_identity
 from lumosx_rt.bench.models import Sampling, sampled, vae_alone
 from lumosx_rt.bench.page import draw_page
-from lumosx_rt.bench.suite import (
-    RUN_FILE,
-    Progress,
-    identity_of,
-    read_identity,
-    read_results,
-    run_suite,
-)
+from lumosx_rt.bench.speed import QUICK, Extent
+from lumosx_rt.bench.speed_command import bench_speed
+from lumosx_rt.bench.speed_command import told as speed_told
+from lumosx_rt.bench.suite import Progress, identity_of, read_results, run_suite
 from lumosx_rt.bench.table import as_text, compare, summarise
 from lumosx_rt.files import replacing, write_atomically
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.world.scene_lists import BINDING, BINDING_CI, FOUR
 
-SUITES = ("binding", "stills", "vae-ceiling")
+SUITES = ("binding", "stills", "vae-ceiling", "speed")
 LISTS = {"full": BINDING, "ci": BINDING_CI, "four": FOUR}
 SUMMARY_FILE, PAGE_FILE = "summary.json", "page.png"
 
@@ -35,7 +32,8 @@ def bench(
     suite: str = "binding",
     scene_list: str = "full",
     scenes: int | None = None,
-    sampling: Sampling | None = None,
+    sampling: Sampling | Mapping[str, Any] | None = None,
+    quick: bool = False,
     against: Path | None = None,
     components: Path | None = None,
     provider: Provider = "auto",
@@ -46,15 +44,34 @@ def bench(
     """Runs a suite on an engine directory or a bundle; returns the summary.
 
     folder: where results are kept, and found again by the same command. scenes: only the first so
-    many of the list. against: scenes.jsonl of another run, for paired differences. trust: as for
-    `load`.
+    many of the list. sampling: also as {name: value}, None where the suite's own is meant. quick:
+    less of "speed" (`speed_command.bench_speed`), which knows no scenes and no `against`. against:
+    scenes.jsonl of another run, for paired differences. trust: as for `load`.
     Raises LumosXError for whatever does not fit, before anything slow where it can.
     """
     if suite not in SUITES:
         raise LumosXError(f"suite: got '{suite}', accepted are {', '.join(SUITES)}")
     if scene_list not in LISTS:
         raise LumosXError(f"list: got '{scene_list}', accepted are {', '.join(LISTS)}")
-    sampling = sampling or Sampling()
+    given = asdict(sampling) if isinstance(sampling, Sampling) else dict(sampling or {})
+    given = {name: value for name, value in given.items() if value is not None}
+    if quick and suite != "speed":
+        raise LumosXError(f"quick: only speed can be quick, not {suite}; take --scenes for fewer")
+    if suite == "speed":
+        if scenes is not None or against is not None:
+            raise LumosXError("scenes, against: speed is timed without them; leave them away")
+        return bench_speed(
+            path,
+            folder,
+            settings=given,
+            extent=QUICK if quick else Extent(),
+            components=components,
+            provider=provider,
+            trust=trust,
+            report=report,
+            progress=progress,
+        )
+    sampling = Sampling(**given)
     if suite == "stills":
         sampling = replace(sampling, frames=1)
     chosen = LISTS[scene_list]
@@ -86,8 +103,16 @@ def bench(
     return summary
 
 
+def default_folder(path: Path, suite: str, scene_list: str, quick: bool = False) -> Path:
+    """Where a run is kept that was not told where."""
+    last = f"-{scene_list}" if suite != "speed" else "-quick" if quick else ""
+    return Path("out", f"bench-{path.resolve().name}-{suite}{last}")
+
+
 def told(summary: dict[str, Any]) -> str:
     """A summary for people."""
+    if summary["suite"] == "speed":
+        return speed_told(summary)
     lines = [
         f"{summary['list']}, {summary['suite']}: {summary['scenes']} scenes, "
         f"{summary['seconds_per_scene']} s each; rates with 95 % intervals",

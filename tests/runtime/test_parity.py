@@ -153,7 +153,7 @@ def test_the_numbers_are_those_of_the_trajectories(check, engine, micro_bundle):
     request = engine.prepare(TWO, size=SIZE, steps=4, seeds=(3, 11))
     eager = EagerBackend(load_transformer(micro_bundle))
     actual, expected = (
-        [s.latents.numpy().astype(np.float64) for s in runtime.denoise(backend, request, 24)]
+        [s.latents.numpy().astype(np.float64) for s in runtime.denoise(backend, request, 16)]
         for backend in (engine.backend, eager)
     )
     assert (actual[0] == expected[0]).all() and found["layout"] == "2x2x3+1+3.2"
@@ -176,7 +176,7 @@ def test_the_numbers_are_those_of_the_trajectories(check, engine, micro_bundle):
     layout = SceneLayout.from_key("2x2x3+6+-")
     binding = replace(request.binding, template=torch.zeros_like(request.binding.template))
     wrong = replace(request, layout=layout, binding=binding)
-    *_, last = runtime.denoise(engine.backend, wrong, 24)
+    *_, last = runtime.denoise(engine.backend, wrong, 16)
     distance = ((last.latents.numpy() - expected[-1]) ** 2).sum() / (expected[-1] ** 2).sum()
     assert found["control_relative_error"] == pytest.approx(math.sqrt(distance), rel=1e-5)
 

@@ -1,0 +1,77 @@
+"""The speed suite on the shipped tiny checkpoint: benchmarks/results/latency.json and .png.
+
+    python benchmarks/latency.py [--quick]
+
+Builds and verifies its engine in out/latency where that was not done, then does what
+`lumosx-rt bench out/latency/engine --suite speed` does. Goes on where it was cut off.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+import lumosx_rt as rt  # noqa: E402
+from benchmarks.sources import stamp  # noqa: E402
+from lumosx_rt.bench.machine import code_digest, machine, usable_cores  # noqa: E402
+from lumosx_rt.bench.speed import QUICK, Extent  # noqa: E402
+from lumosx_rt.bench.speed_command import PAGE_FILE, bench_speed, not_verified, told  # noqa: E402
+from lumosx_rt.files import write_atomically  # noqa: E402
+from lumosx_rt.parity import builtin_scenes, verify  # noqa: E402
+
+CHECKPOINT = ROOT / "checkpoints" / "tiny"
+RESULTS = ROOT / "benchmarks" / "results"
+SOURCES = (
+    *(f"reference/{name}.py" for name in ("layout", "model", "ops", "structure", "flow")),
+    *("reference/encoders.py", "reference/decode.py", "reference/binding.py"),
+    *("export/ops.py", "export/program.py", "export/graph.py"),
+    *(f"lumosx_rt/{name}.py" for name in ("engine", "runtime", "serving")),
+    *("lumosx_rt/backends/onnxruntime.py", "lumosx_rt/bench/speed.py"),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("-o", "--out", type=Path, default=RESULTS / "latency.json")
+    given = parser.parse_args()
+    torch.set_num_threads(usable_cores())
+    base = ROOT / "out" / "latency"
+    engine = base / "engine"
+    try:
+        rt.build(CHECKPOINT, engine, report=_say)
+    except rt.LumosXError:  # of other inputs: the engine of an older version
+        rt.build(CHECKPOINT, engine, report=_say, force=True)
+    if not_verified(engine):
+        _say("verifying the engine")
+        verify(rt.load(engine, provider="cpu"), builtin_scenes(), checkpoint=CHECKPOINT)
+    key = json.dumps([machine(), code_digest(), given.quick], sort_keys=True)
+    summary = bench_speed(
+        engine,
+        base / hashlib.sha256(key.encode()).hexdigest()[:16],
+        extent=QUICK if given.quick else Extent(),
+        provider="cpu",
+        report=_say,
+        progress=lambda name, done, of: _say(f"{done} of {of}: {name}"),
+    )
+    print(told(summary))
+    shutil.copyfile(Path(summary["folder"], PAGE_FILE), given.out.with_suffix(".png"))
+    record = {**summary, "engine": "engine of checkpoints/tiny", "stamp": stamp(SOURCES)}
+    del record["folder"]
+    write_atomically(given.out, json.dumps(record, indent=1) + "\n")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

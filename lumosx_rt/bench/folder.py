@@ -1,0 +1,75 @@
+"""A benchmark's folder: whose it is, and lines of JSON that survive a kill."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from lumosx_rt.files import write_atomically
+from lumosx_rt.reference.errors import LumosXError
+
+RUN_FILE = "run.json"
+
+
+def claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Makes the folder this run's own. Raises LumosXError for one with another run, or anything
+    else, in it."""
+    file = folder / RUN_FILE
+    wanted = json.loads(json.dumps(identity))
+    if not file.is_file():
+        if folder.exists() and not (folder.is_dir() and _is_empty(folder)):
+            raise LumosXError(f"{folder} exists and holds no benchmark; choose another with -o")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(wanted, indent=2, sort_keys=True) + "\n")
+        return
+    found = read_identity(file)
+    if found != wanted:
+        parts = sorted(_differing(found, wanted))
+        raise LumosXError(
+            f"{folder} holds another run, with another {', '.join(parts)}; choose another folder "
+            "with -o, or remove it"
+        )
+
+
+def read_identity(file: Path) -> dict[str, Any]:
+    """run.json. Raises LumosXError if it is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        assert isinstance(found, dict)
+    except (OSError, ValueError, AssertionError):
+        raise LumosXError(f"{file}: not the {RUN_FILE} of a benchmark") from None
+    return found
+
+
+def whole_lines(file: Path) -> list[str]:
+    """Lines that end; what follows the last one was torn."""
+    whole = file.read_bytes().rpartition(b"\n")[0] if file.is_file() else b""
+    return whole.decode("utf-8", "replace").split("\n") if whole else []
+
+
+def append_line(file: Path, line: str) -> None:
+    """Adds a line, in place of one that was torn."""
+    with file.open("ab+") as stream:
+        stream.seek(0)
+        stream.truncate(stream.read().rfind(b"\n") + 1)
+        stream.write(f"{line}\n".encode())
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but what a killed run left over."""
+    return all(path.name.startswith(".") for path in folder.iterdir())
+
+
+def _differing(a: Any, b: Any, name: str = "") -> set[str]:
+    """The entries, named by their path, in which two trees of dictionaries differ."""
+    if a == b:
+        return set()
+    if isinstance(a, dict) and isinstance(b, dict):
+        return {
+            found
+            for key in a.keys() | b.keys()
+            for found in _differing(a.get(key), b.get(key), f"{name}.{key}" if name else key)
+        }
+    return {name}

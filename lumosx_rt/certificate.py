@@ -1,0 +1,59 @@
+"""An engine's certificate: its last comparison with the reference, as `verify` wrote it.
+
+It belongs to one content: that of the manifest, which has the hash of every file. After another
+build it is none.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+from lumosx_rt.manifest import MANIFEST, sha256_of
+from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.report import read_report
+
+Standing = Literal["passed", "failed", "none"]
+
+
+class NotVerified(UserWarning):
+    """An engine is used that was never compared with the reference."""
+
+
+def digest_of(folder: Path) -> str:
+    """What a certificate is bound to."""
+    return sha256_of(folder / MANIFEST)
+
+
+def certificate_of(folder: Path) -> dict[str, Any] | None:
+    """The comparison of this very content; None where there is none."""
+    check = read_report(folder).get("verify")
+    if check is None or check.get("engine_sha256") != digest_of(folder):
+        return None
+    return check
+
+
+def standing(folder: Path) -> Standing:
+    check = certificate_of(folder)
+    if check is None:
+        return "none"
+    return "passed" if check["passed"] is True else "failed"
+
+
+def demand(folder: Path, *, unverified: bool) -> None:
+    """Warns (`NotVerified`) where an engine has no certificate; raises LumosXError where it failed.
+
+    unverified: take it either way.
+    """
+    found = "passed" if unverified else standing(folder)
+    if found == "failed":
+        raise LumosXError(
+            f"{folder} does not make the reference's videos: its last check failed (see "
+            f"{folder}/report.md); build it again, or use it all the same with --unverified "
+            "(rt.load(..., unverified=True))"
+        )
+    if found == "none":
+        said = (
+            f"{folder} has not been compared with the reference; "
+            f"do it with `lumosx-rt verify {folder} SCENE`"
+        )
+        warnings.warn(said, NotVerified, stacklevel=3)
