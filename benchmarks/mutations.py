@@ -10,6 +10,7 @@ SECONDS, memory that grows, anything made outside the case's folder. Exit status
 """
 
 import argparse
+import copy
 import json
 import platform
 import random
@@ -202,7 +203,7 @@ def damaged_json(text: str, draw: random.Random) -> bytes:
             case 1 if isinstance(holder, dict):
                 holder[str(draw.choice(HOSTILE))[:100]] = holder.pop(key)
             case _:
-                holder[key] = draw.choice(HOSTILE)
+                holder[key] = copy.deepcopy(draw.choice(HOSTILE))
     return json.dumps(content).encode("utf-8", "surrogatepass")
 
 

@@ -24,8 +24,9 @@ from benchmarks.side.sizes import SIZES, Size, loud_model  # noqa: E402
 from benchmarks.side.variants import BASELINE, VARIANTS, WAN, Judge, Variant, bound  # noqa: E402
 from lumosx_rt.backends.eager import EagerBackend  # noqa: E402
 from lumosx_rt.reference.config import LumosXConfig  # noqa: E402
+from lumosx_rt.reference.model import LumosX  # noqa: E402
 from lumosx_rt.runtime import relative_error  # noqa: E402
-from tests.reference.test_golden import ModelCase  # noqa: E402
+from tests.reference.test_golden import INDEX, ModelCase  # noqa: E402
 
 SMALL = Size(
     "small",
@@ -33,6 +34,9 @@ SMALL = Size(
     "3x4x9+1+2.3",
     seeds=2,
 )
+
+
+MODELS = [name for name, about in INDEX["files"].items() if about["kind"] == "model"]
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +47,8 @@ def model():
 @pytest.fixture(scope="module")
 def exact(model):
     """The reference in float64, with references and without."""
-    double = loud_model(SMALL.config).double()
-    double.dtype = torch.float64
+    double = LumosX(SMALL.config, torch.float64).double().eval()
+    double.load_state_dict(model.state_dict())
 
     def velocity(size: Size) -> torch.Tensor:
         latents, inputs = size.given
@@ -52,7 +56,8 @@ def exact(model):
             **{n: getattr(inputs.structure, n).double() for n in ("rope_video", "rope_references")}
         )
         rest = (inputs.text.double(), inputs.references.double(), inputs.template, structure)
-        return double(latents.double(), torch.full((1,), 500), *rest)
+        with torch.no_grad():
+            return double(latents.double(), torch.full((1,), 500), *rest)
 
     return {True: velocity(SMALL), False: velocity(SMALL.without_references)}
 
@@ -60,15 +65,16 @@ def exact(model):
 # -- what is compared ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["model_c03_face_2attr.npz", "model_c07_large_grid_15x26.npz"])
+@pytest.mark.parametrize("name", MODELS)
 def test_the_released_formulation_gives_what_the_release_gave(name: str) -> None:
     case = ModelCase(name)
     g, config = case.golden, case.model.config
+    if case.layout.references == case.layout.video_frames:
+        pytest.skip("as many references as frames: their tokens cannot be told apart by number")
     case.model.ops = AsReleased(case.layout, config.head_dim, torch.device("cpu")).ops()
     with torch.no_grad():
         out = case.velocity(g("x"), g("t"), keep_references=True)
-    video = out[:, :, : case.layout.video_frames]
-    assert relative_error(video, g("out_video")) < 2e-6
+    assert relative_error(out, g("out_full")) < 2e-6
 
 
 def test_the_released_formulation_is_the_reference_in_float64(model, exact) -> None:
