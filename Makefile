@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow lint bench-gpu
+.PHONY: install demo test test-slow lint bench bench-gpu
 
 install: $(INSTALLED)
 
@@ -34,6 +34,12 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Speed on this CPU, one thread; the README's tables follow
+bench: install
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/side_by_side.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/tables.py
 
 # On a machine with a GPU; needs torch and triton, and nothing of this package installed
 bench-gpu:

@@ -5,12 +5,13 @@
 One forward pass of both guidance branches of the `tiny` preset (random weights). Variants of the
 graph: opset 23 with the Attention operator where there is no mask (what `build` makes), opset 23
 with Attention everywhere and masks expanded over the queries, and opset 20 (MatMul + Softmax).
+With --threads 1 times are the processor's, so that others on the machine cost nothing.
 """
 
 import argparse
 import json
-import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,24 +20,33 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import onnxruntime
 import torch
 from torch import Tensor
 
-from lumosx_rt.backends import Backend, Inputs
-from lumosx_rt.backends.eager import EagerBackend
-from lumosx_rt.backends.onnxruntime import OnnxRuntimeBackend
-from lumosx_rt.export import graph, program
-from lumosx_rt.export.ops import rotate_operator
-from lumosx_rt.reference.config import PRESETS
-from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.layout import SceneLayout
-from lumosx_rt.reference.ops import Ops, cross_attention, qk_norm_rope, self_attention
-from lumosx_rt.runtime import relative_error
-from lumosx_rt.source import random_transformer
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.sources import stamp  # noqa: E402
+from lumosx_rt.backends import Backend, Inputs  # noqa: E402
+from lumosx_rt.backends.eager import EagerBackend  # noqa: E402
+from lumosx_rt.backends.onnxruntime import OnnxRuntimeBackend  # noqa: E402
+from lumosx_rt.bench.machine import load_average, machine  # noqa: E402
+from lumosx_rt.export import graph, program  # noqa: E402
+from lumosx_rt.export.ops import rotate_operator  # noqa: E402
+from lumosx_rt.reference.config import PRESETS  # noqa: E402
+from lumosx_rt.reference.errors import LumosXError  # noqa: E402
+from lumosx_rt.reference.layout import SceneLayout  # noqa: E402
+from lumosx_rt.reference.ops import Ops, cross_attention, qk_norm_rope, self_attention  # noqa: E402
+from lumosx_rt.runtime import relative_error  # noqa: E402
+from lumosx_rt.source import random_transformer  # noqa: E402
 
 LAYOUTS = (("5x8x18+0+-", 1), ("5x8x18+2+3.3", 1), ("5x8x18+2+3.3", 4), ("5x8x18+4+4.4.4", 1))
 BASELINE = "eager reference"
+SOURCES = (
+    *(f"reference/{name}.py" for name in ("config", "layout", "model", "ops", "structure")),
+    *("export/ops.py", "export/program.py", "export/graph.py", "benchmarks/cpu_engine.py"),
+    *(f"lumosx_rt/backends/{name}.py" for name in ("eager", "onnxruntime")),
+)
 
 
 def attend_everywhere(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -61,7 +71,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("-o", "--out", type=Path)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     model = random_transformer(PRESETS["tiny"], 0)
     with tempfile.TemporaryDirectory() as folder:
         backends: dict[str, Backend] = {BASELINE: EagerBackend(model)}
@@ -85,13 +97,13 @@ def main() -> None:
             f"  x{row['ratio']:.2f} ({low:.2f}-{high:.2f})  error {row['relative_error']:.1e}"
         )
     if arguments.out:
-        environment = {
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "onnxruntime": onnxruntime.__version__,
+        content = {
+            "environment": machine() | {"load_average": load_average()},
+            "times": "processor" if arguments.threads == 1 else "wall",
+            "repeats": arguments.repeats,
+            "stamp": stamp(SOURCES),
+            "rows": rows,
         }
-        content = {"environment": environment, "repeats": arguments.repeats, "rows": rows}
         arguments.out.write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -113,12 +125,13 @@ def measure(
         except LumosXError as error:
             refused[name] = str(error).rsplit("was false. ", 1)[-1]
     runs = {name: runs[name] for name in outputs}
+    clock = time.process_time if arguments.threads == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(arguments.repeats):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            times[name].append(1e3 * (time.perf_counter() - start))
+            times[name].append(1e3 * (clock() - start))
     rows: list[dict[str, Any]] = [
         {"layout": key, "seeds": seeds, "backend": name, "refused": reason}
         for name, reason in refused.items()

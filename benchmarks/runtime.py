@@ -51,7 +51,12 @@ def memory_case(folder: str, index: int) -> None:
     plan = engine.plan(builtin_scenes()[scene], **options)
     if share is not None:
         engine.max_memory = int(share * plan.peak_bytes)
-        plan = engine.plan(builtin_scenes()[scene], **options)
+        try:
+            plan = engine.plan(builtin_scenes()[scene], **options)
+        except rt.LumosXError as error:
+            row = {"size": "x".join(map(str, size)), "guidance": guidance, "refused": str(error)}
+            print(json.dumps(row))
+            return
     engine.generate(builtin_scenes()[scene], **options)
     lines = Path("/proc/self/status").read_text("ascii").splitlines()
     (peak,) = (1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

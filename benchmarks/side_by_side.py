@@ -7,8 +7,8 @@ One call of one stream, random weights. Every variant must first be as near to t
 float32 as its precision's gate says; one that is not, or fails, is a row without a time. Ratios are
 of each round's times, with 95 % bootstrap intervals; a profile says where the time goes.
 Graphs and packages are made once, in processes of their own, and lie with finished rounds in
-out/side-by-side, so a run that is cut off goes on where it was. Threads are the cores this process
-may use: pin it (taskset -c 0) where the machine is shared.
+out/side-by-side, so a run that is cut off goes on where it was. With one thread, times are the
+processor's and not the wall's: others on the machine then cost nothing.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -45,7 +46,7 @@ from benchmarks.side.variants import (  # noqa: E402
     model_of,
 )
 from benchmarks.sources import stamp, stamp_digest  # noqa: E402
-from lumosx_rt.bench.machine import machine, usable_cores  # noqa: E402
+from lumosx_rt.bench.machine import machine  # noqa: E402
 from lumosx_rt.bench.speed_page import aligned  # noqa: E402
 from lumosx_rt.files import replacing, write_atomically  # noqa: E402
 from lumosx_rt.reference.model import LumosX  # noqa: E402
@@ -60,12 +61,13 @@ def main() -> int:
     )
     parser.add_argument("--size", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, help="instead of the size's own number")
     parser.add_argument("-o", "--out", type=Path, default=RESULTS)
     parser.add_argument("--make", nargs=3, metavar=("SIZE", "VARIANT", "FILE"))
     given = parser.parse_args()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE / "inductor"))
-    torch.set_num_threads(usable_cores())
+    torch.set_num_threads(given.threads)
     if given.make:
         size, variant, file = given.make
         make(SIZES[size], VARIANTS[variant], Path(file))
@@ -92,7 +94,8 @@ def measure(size: Size, variants: list[Variant], rounds: int) -> Row:
     folder.mkdir(parents=True, exist_ok=True)
     rows, runs, files = judged(size, model, variants)
     stamps = {variant.name: stamp(variant.all_sources) for variant in variants}
-    done = in_turns(runs, rounds, folder, say)
+    alone = torch.get_num_threads() == 1
+    done = in_turns(runs, rounds, folder, say, time.process_time if alone else time.perf_counter)
     timed = timed_rows(list(runs), done, lambda name: bases_of(VARIANTS[name]))
 
     def profile(name: str) -> dict[str, float]:
@@ -104,6 +107,7 @@ def measure(size: Size, variants: list[Variant], rounds: int) -> Row:
     loads = [row["load_average"] for row in done if row["load_average"] is not None]
     return {
         "machine": where,
+        "times": "processor" if alone else "wall",
         "load_average": [min(loads), max(loads)] if loads else None,
         "config": asdict(size.config),
         "layout": size.key,

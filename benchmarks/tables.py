@@ -78,7 +78,8 @@ def side_by_side(record: Record, root: Path) -> str:
         parts.append(
             f"**{name}**: {config['num_layers']} blocks of {config['dim']}, text of "
             f"{config['text_len']}, `{size['layout']}` ({size['tokens']} tokens), seeds: "
-            f"{size['seeds']}; {_where(machine, size['load_average'])}, {size['rounds']} rounds"
+            f"{size['seeds']}; {_where(machine, size['load_average'])}, {size['times']} time, "
+            f"{size['rounds']} rounds"
         )
         head = ["", "ms", "times as fast as released", "as Wan2.1", "error", "where the time goes"]
         rows = [head, ["---"] * len(head)]
@@ -107,7 +108,7 @@ def cpu_engine(record: Record, root: Path) -> str:
     where = record["environment"]
     rows = [["layout, seeds", "graph", "ms", "times as fast as eager", "error"], ["---"] * 5]
     for row in record["rows"]:
-        name = marked(f"`{row['layout']}`, {row['seeds']}", record["stamp"], root)
+        name = marked(f"`{row['layout']}`, {row['seeds']}", record.get("stamp"), root)
         if "refused" in row:
             rows.append([name, row["backend"], "-", f"refused: {row['refused']}", ""])
             continue
@@ -121,8 +122,8 @@ def cpu_engine(record: Record, root: Path) -> str:
                 f"{row['relative_error']:.1e}" if row["relative_error"] else "0",
             ]
         )
-    threads, load = where["threads"], where.get("load_average")
-    return f"Threads: {threads}, load average {load}.\n\n{_markdown(rows)}"
+    about = f"Threads: {where['threads']}, {record.get('times', 'wall')} time"
+    return f"{about}.\n\n{_markdown(rows)}"
 
 
 def latency(record: Record, root: Path) -> str:
@@ -149,12 +150,13 @@ def latency(record: Record, root: Path) -> str:
     about = (
         f"{record['engine']} ({record['backend']}, {record['precision']}), {size['frames']} frames "
         f"of {size['height']}x{size['width']}, {settings['steps']} steps, guidance "
-        f"{settings['guidance']:g}; {_where(record['machine'], [min(loads), max(loads)])}"
+        f"{settings['guidance']:g}; {_where(record['machine'], [min(loads), max(loads)])}, "
+        f"{record['times']} time"
     )
     at = cold["seconds"]
     first = (
-        f"Cold, in seconds from the start of a process: imported {at['imported']:.1f}, loaded "
-        f"{at['loaded']:.1f}, scene encoded {at['prepared']:.1f}, first step "
+        f"Cold, in seconds of the wall from the start of a process: imported "
+        f"{at['imported']:.1f}, loaded {at['loaded']:.1f}, scene encoded {at['prepared']:.1f}, first step "
         f"{at['first_step']:.1f}, video {at['finished']:.1f}; peak memory "
         f"{cold['peak_memory_bytes'] / 2**30:.2f} GiB."
     )

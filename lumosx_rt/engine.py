@@ -60,7 +60,8 @@ def load(
     unverified: take an engine whose last comparison with the reference failed; one that has none is
     taken with a warning (`certificate.NotVerified`).
     max_memory: what the process may hold, like "8GiB"; requests are adapted to it, or refused.
-    remember: for embeddings and latents kept between requests; 0 is none.
+    remember: for embeddings and latents kept between requests, at most 1/16 of max_memory; 0 is
+    none.
     Raises LumosXError for whatever does not fit.
     """
     folder = Path(path)
@@ -102,9 +103,14 @@ class Engine:
     ) -> None:
         self.folder, self.manifest, self.backend = folder, manifest, backend
         self.config = LumosXConfig.from_dict(manifest.model)
-        self.health, self.remembered = Health(), Remembered(remember)
         self.max_memory = max_memory
         self._held_bytes = held_at_load()
+        if (
+            max_memory is not None
+        ):  # what may be remembered is set aside, so that plans stay as told
+            remember = min(remember, max_memory // 16)
+            self._held_bytes += remember
+        self.health, self.remembered = Health(), Remembered(remember)
         self._components = components
 
     def generate(
@@ -218,7 +224,7 @@ class Engine:
             requests=requests,
             seeds=len(asked.seeds),
             branches=1 if asked.guidance == 1.0 else 2,
-            held_bytes=self._held_bytes + weights + self.remembered.bytes,
+            held_bytes=self._held_bytes + weights,
             text_encoder_bytes=sum(file.stat().st_size for file in text_files),
             vae_width=int(vae.config.base_dim),
             vae_halo=halo(vae.decoder),

@@ -9,7 +9,7 @@ G groups of at most M pictures of T tokens; e bytes a number.
                torch packages and plans, where attention leaves no table behind:
                  e (12 (V + C) D + max(2 (V + C) F, H C L))
     decode     the largest of the decoder's last stages, for the pixels p of a tile with its halo:
-                 4 b 4 p 21, or 56 in place of 21 where torch unrolls convolutions
+                 4 b 4 p 21, or 56 where torch unrolls convolutions; of tiles 25, or 84
                and (rows columns)^2 4 4 for the attention over a frame; then what is kept
     pictures   4 b p 22
     text       D' (13.5 L + L^2 / 32) 4 for a text encoder of width D' with T5's proportions
@@ -56,7 +56,7 @@ class Job:
     branches: int = 2
     """2 with guidance."""
     held_bytes: int = 0
-    """Program, libraries, the transformer's and the VAE's weights, what is remembered."""
+    """Program, libraries, the transformer's and the VAE's weights, what may be remembered."""
     text_encoder_bytes: int = 0
     vae_width: int = 96
     """Channels of the VAE's last stage."""
@@ -126,10 +126,10 @@ def plan(job: Job, limit_bytes: int | None = None) -> MemoryPlan:
 
 
 def _ways(job: Job) -> Iterator[MemoryPlan]:
-    """From the usual way to the one that takes least; the last takes least in every phase."""
+    """From the usual way to the one that takes least; what costs least time is tried first."""
     for frees in (False, True):
-        for sequential in (False, True) if job.branches > 1 else (False,):
-            for tile in _tiles(job):
+        for tile in _tiles(job):
+            for sequential in (False, True) if job.branches > 1 else (False,):
                 yield _way(job, frees, sequential, tile)
 
 
@@ -151,12 +151,16 @@ def _way(job: Job, frees: bool, sequential: bool, tile: Tile | None) -> MemoryPl
 
 
 def _tiles(job: Job) -> Iterator[Tile | None]:
-    """Whole frames, then halves of them, down to the smallest tile that is worth its halo."""
+    """Whole frames, then halves of them, as long as that saves anything beside the halo."""
     yield None
+    least = decode_bytes(job, None)
     _, rows, columns = job.size.latent
     while max(rows, columns) > SMALLEST_TILE:
         rows, columns = (max(-(-n // 2), min(n, SMALLEST_TILE)) for n in (rows, columns))
-        yield rows, columns
+        needed = decode_bytes(job, (rows, columns))
+        if needed < least:
+            least = needed
+            yield rows, columns
 
 
 def denoise_bytes(job: Job, branches: int) -> int:
@@ -185,7 +189,7 @@ def decode_bytes(job: Job, tile: Tile | None) -> int:
         for sides in ([b.seen_rows for b in boxes], [b.seen_columns for b in boxes])
     )
     stages = [
-        _stage_bytes(job.vae_width, made, height, width)
+        _stage_bytes(job.vae_width, made, height, width, tile is not None)
         for made in ([1, _DECODED_FRAMES] if frames > 1 else [1])
     ]
     attention = 4 * FLOAT_BYTES * (rows * columns) ** 2
@@ -194,9 +198,10 @@ def decode_bytes(job: Job, tile: Tile | None) -> int:
     return max(attention, *stages) + kept + clips
 
 
-def _stage_bytes(width: int, frames: int, height: int, columns: int) -> int:
-    unrolled = width * (frames + 2) * height <= _UNROLLED
-    return (56 if unrolled else 21) * width * frames * height * columns * FLOAT_BYTES
+def _stage_bytes(channels: int, frames: int, height: int, width: int, tiled: bool) -> int:
+    unrolled = channels * (frames + 2) * height <= _UNROLLED
+    copies = (84 if tiled else 56) if unrolled else (25 if tiled else 21)
+    return copies * channels * frames * height * width * FLOAT_BYTES
 
 
 def _pictures_bytes(job: Job) -> int:

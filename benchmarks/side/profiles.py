@@ -38,8 +38,7 @@ _PRODUCTS = ("MatMul", "FusedMatMul", "TransposeMatMul", "MatMulAdd")
 
 
 def of_torch(run: Callable[[], object]) -> dict[str, float]:
-    """Shares of one call's time; generated kernels tell a profiler nothing and are in the rest."""
-    run()
+    """Shares of a warm call's time; generated kernels tell a profiler nothing, and are the rest."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         start = time.perf_counter()
         run()
@@ -76,13 +75,12 @@ def of_onnx(make: Callable[[], tuple[Any, Callable[[], object]]]) -> dict[str, f
         with mock.patch.object(onnxruntime, "SessionOptions", Profiling):
             session, run = make()
         run()
-        run()
         events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
     return of_events(events)
 
 
 def of_events(events: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Shares in onnxruntime's profile of two calls, the first of which warmed up."""
+    """Shares in onnxruntime's profile of calls, of which the last counts."""
     calls = [e for e in events if e.get("name") == "model_run"]
     last = max(calls, key=lambda event: event["ts"])
     nodes = [e for e in events if e.get("cat") == "Node" and e["ts"] >= last["ts"]]
@@ -94,11 +92,12 @@ def of_events(events: Iterable[dict[str, Any]]) -> dict[str, float]:
 
 
 def kind_of_node(facts: dict[str, Any]) -> str:
-    """A product with a matrix of two axes is one with weights, else attention's."""
+    """A product with a matrix of two axes, or one that was packed, is one with weights, else
+    attention's."""
     name = facts["op_name"]
     if name in _PRODUCTS:
-        second = facts.get("input_type_shape", [{}, {}])[1]
-        return "linear" if len(next(iter(second.values()), [])) <= 2 else "attention"
+        shapes = [shape for given in facts["input_type_shape"] for shape in given.values()]
+        return "linear" if len(shapes) < 2 or len(shapes[1]) <= 2 else "attention"
     return next((kind for kind, names in _ONNX.items() if name in names), "rest")
 
 
@@ -113,7 +112,10 @@ def shares(kinds: dict[str, float], whole: float) -> dict[str, float]:
 def profile_of(
     variant: Any, size: Any, model: Any, made: Path, run: Callable[[], object]
 ) -> dict[str, float]:
-    """Shares of a variant's call; onnxruntime needs another session for it."""
+    """Shares of a variant's call; onnxruntime needs another session for it. Raises ValueError for a
+    package, which calls nothing that a profiler sees."""
+    if variant.suffix == ".pt2":
+        raise ValueError("a package tells a profiler nothing")
     if variant.suffix != ".onnx" or variant.make is None:
         return of_torch(run)
 

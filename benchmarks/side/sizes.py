@@ -23,7 +23,7 @@ class Size:
     config: LumosXConfig
     key: str
     seeds: int = 1
-    rounds: int = 5
+    rounds: int = 3
     """How often everything is run, one after the other."""
 
     @cached_property
@@ -47,8 +47,8 @@ class Size:
 SIZES = {
     size.name: size
     for size in (
-        Size("tiny", PRESETS["tiny"], "5x8x18+0+4.4", rounds=15),
-        Size("tiny, 4 seeds", PRESETS["tiny"], "5x8x18+0+4.4", seeds=4, rounds=9),
+        Size("tiny", PRESETS["tiny"], "5x8x18+0+4.4", rounds=9),
+        Size("tiny, 4 seeds", PRESETS["tiny"], "5x8x18+0+4.4", seeds=4, rounds=5),
         Size(
             "medium",
             LumosXConfig(

@@ -60,6 +60,7 @@ def main(words: str) -> None:
         components=asked["components"],
         provider=asked["provider"],
         trust=asked["trust"],
+        unverified=True,
     )
     reached("loaded")
     request = engine.prepare(builtin_scenes()[-1], **asked["settings"])

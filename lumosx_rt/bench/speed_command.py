@@ -8,6 +8,7 @@ folder/
 """
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -19,12 +20,12 @@ from lumosx_rt.bench.folder import append_line, claim, whole_lines
 from lumosx_rt.bench.machine import code_digest, machine
 from lumosx_rt.bench.speed import Extent, Row, Subject, cases, measured
 from lumosx_rt.bench.speed_page import as_text, draw_page
+from lumosx_rt.certificate import standing
 from lumosx_rt.engine import SAMPLING, load
 from lumosx_rt.files import replacing, write_atomically
 from lumosx_rt.manifest import MANIFEST, sha256_of
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.model import LumosX
-from lumosx_rt.report import read_report
 from lumosx_rt.source import source_of
 
 ROWS_FILE, SUMMARY_FILE, PAGE_FILE = "rows.jsonl", "summary.json", "speed.png"
@@ -39,14 +40,16 @@ def bench_speed(
     components: Path | None = None,
     provider: Provider = "auto",
     trust: bool = False,
+    processor_time: bool = False,
     report: Callable[[str], None] = lambda line: None,
     progress: Callable[[str, int, int], None] = lambda name, done, of: None,
 ) -> Row:
     """Times an engine directory; returns the summary.
 
     settings: steps, shift, guidance; what is None or not there is the engine's default. folder:
-    where rows are kept, and found again by the same command. Raises LumosXError for what is no
-    engine, and for a folder that holds another run.
+    where rows are kept, and found again by the same command. processor_time: of all threads in
+    place of the wall's, which with one thread leaves others on the machine out; "cold" is always
+    the wall's. Raises LumosXError for what is no engine, and for a folder that holds another run.
     """
     if not (path / MANIFEST).is_file():
         raise LumosXError(
@@ -54,11 +57,20 @@ def bench_speed(
             f"lumosx-rt build {path} -o ENGINE"
         )
     report(f"loading {path}")
-    engine = load(path, components=components, provider=provider, trust=trust, remember=0)
+    engine = load(
+        path,
+        components=components,
+        provider=provider,
+        trust=trust,
+        unverified=True,  # what was not compared is said beside its times
+        remember=0,
+    )
     manifest = engine.manifest
     given = {name: value for name, value in (settings or {}).items() if value is not None}
     chosen = {name: given.get(name, manifest.defaults[name]) for name in SAMPLING}
-    subject = Subject(engine=engine, settings=chosen, extent=extent or Extent())
+    clock = time.process_time if processor_time else time.perf_counter
+    subject = Subject(engine=engine, settings=chosen, extent=extent or Extent(), clock=clock)
+    times = "processor" if processor_time else "wall"
     why_not = not_verified(path)
 
     def cold() -> Row:
@@ -73,6 +85,7 @@ def bench_speed(
         "engine": sha256_of(path / MANIFEST),
         **engine.backend.describe(),
         "settings": chosen,
+        "times": times,
         "extent": asdict(subject.extent),
         "machine": machine(),
         "code": code_digest(),
@@ -89,6 +102,7 @@ def bench_speed(
         "precision": manifest.precision,
         "size": asdict(subject.size),
         "settings": chosen,
+        "times": times,
         "machine": identity["machine"],
         "code": identity["code"],
         "engine_sha256": identity["engine"],
@@ -130,12 +144,11 @@ def run(
 
 def not_verified(path: Path) -> str | None:
     """Why an engine's speed is not compared with anything; None for one that passed `verify`."""
-    section = read_report(path).get("verify")
-    if section is None:
-        return f"the engine was not verified; do it with `lumosx-rt verify {path}`"
-    if section["passed"] is not True:
-        return "the engine FAILED its verification; its times are those of another video"
-    return None
+    return {
+        "passed": None,
+        "failed": "the engine FAILED its verification; its times are those of another video",
+        "none": f"the engine was not verified; do it with `lumosx-rt verify {path}`",
+    }[standing(path)]
 
 
 def told(summary: Row) -> str:

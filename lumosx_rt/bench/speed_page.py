@@ -107,13 +107,14 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 def _heading(summary: Row) -> list[str]:
     size, machine, settings = summary["size"], summary["machine"], summary["settings"]
     verified = "verified" if summary["verified"] else "NOT VERIFIED"
-    where = machine.get("gpu") or f"{machine['processor']}, {machine['cores']} cores"
+    where = machine.get("gpu") or f"{machine['processor']}, threads: {machine['threads']}"
     loads = [row["load_average"] for row in summary["rows"].values() if row.get("load_average")]
     load = f", load average {min(loads):.1f} to {max(loads):.1f}" if loads else ""
     return [
         f"{summary['engine']}: {summary['backend']}, {summary['precision']}, {verified}",
         f"{size['frames']} frames of {size['height']}x{size['width']}, {settings['steps']} steps, "
-        f"guidance {settings['guidance']:g}; {where}, torch {machine['torch']}{load}",
+        f"guidance {settings['guidance']:g}; {where}, torch {machine['torch']}, {summary['times']} "
+        f"time{load}",
     ]
 
 

@@ -122,8 +122,11 @@ def test_every_parameter_of_a_graph_is_found_in_its_block(micro, micro_engine, m
     names = {name for _, _, name in sites}
     missing = {n for n, _ in load_transformer(micro_bundle).named_parameters()} - names
     assert all("norm" in name for name in missing)
-    sites = list({(name, "norm" in n.input[k]): (n, k, name) for n, k, name in sites}.values())
-    assert len(sites) > 60
+    found = {(name, "norm" in n.input[k]): (n, k, name) for n, k, name in sites}
+    # of a linear the weight in block 0, the bias in block 1; of everything else all
+    twice = re.compile(r"blocks\.(0\..*\.bias|1\..*\.weight)")
+    sites = [site for (name, norm), site in found.items() if norm or not twice.fullmatch(name)]
+    assert len(sites) > 40
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
     for i, (node, place, name) in enumerate(sites):
         stem = node.input[place]

@@ -189,6 +189,16 @@ def test_an_engine_with_little_memory_makes_the_same_video(tiny_engine):
     assert np.abs(whole.astype(int) - tiled.astype(int)).max() <= 1
 
 
+def test_a_plan_stays_as_it_was_told_while_things_are_remembered(tiny_engine):
+    folder, manifest, backend = tiny_engine.folder, tiny_engine.manifest, tiny_engine.backend
+    engine = rt.Engine(folder, manifest, backend, max_memory=1 << 40, remember=1 << 20)
+    before = engine.plan(TWO, **OPTIONS)
+    engine.prepare(TWO, **OPTIONS)
+    assert engine.remembered.bytes > 0 and engine.plan(TWO, **OPTIONS) == before
+    tight = rt.Engine(folder, manifest, backend, max_memory=1 << 20)
+    assert tight.remembered.limit_bytes == 1 << 16
+
+
 def test_batches_shrink_to_the_limit(tiny_engine):
     request = tiny_engine.prepare(TWO, **OPTIONS)
     engine = rt.Engine(tiny_engine.folder, tiny_engine.manifest, tiny_engine.backend)
