@@ -155,9 +155,9 @@ def latency(record: Record, root: Path) -> str:
     )
     at = cold["seconds"]
     first = (
-        f"Cold, in seconds of the wall from the start of a process: imported "
-        f"{at['imported']:.1f}, loaded {at['loaded']:.1f}, scene encoded {at['prepared']:.1f}, first step "
-        f"{at['first_step']:.1f}, video {at['finished']:.1f}; peak memory "
+        "Cold, in seconds of the wall from the start of a process: imported "
+        f"{at['imported']:.1f}, loaded {at['loaded']:.1f}, scene encoded {at['prepared']:.1f}, "
+        f"first step {at['first_step']:.1f}, video {at['finished']:.1f}; peak memory "
         f"{cold['peak_memory_bytes'] / 2**30:.2f} GiB."
     )
     compared = (

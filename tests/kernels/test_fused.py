@@ -17,7 +17,13 @@ from tests.reference.test_golden import TOLERANCE, ModelCase, error
 E4M3, BF16 = torch.float8_e4m3fn, torch.bfloat16
 
 
-@pytest.mark.parametrize("name", ["model_c01_bg_only.npz", "model_c03_face_2attr.npz"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("model_c01_bg_only.npz", marks=pytest.mark.slow),
+        "model_c03_face_2attr.npz",
+    ],
+)
 def test_the_fused_model_reproduces_the_released_one(name: str) -> None:
     case = ModelCase(name)
     case.model.ops = fused_ops((9, 0), head_dim=case.model.config.head_dim)
