@@ -212,8 +212,9 @@ def digest_of(values: Any) -> str:
 
 def as_text(name: str, record: Row) -> str:
     """A size's rows for a terminal."""
-    kinds = [kind for kind in profiles.KINDS]
-    head = ["", "ms", "as fast as released", "and as Wan2.1", "error", *(f"% {k}" for k in kinds)]
+    kinds = profiles.KINDS
+    head = ["", "ms", "as fast as released", "in its precision", "as Wan2.1", "error"]
+    head += [f"% {kind}" for kind in kinds]
     table = [head]
     for row in record["rows"]:
         if "median_ms" not in row:
@@ -226,6 +227,7 @@ def as_text(name: str, record: Row) -> str:
                 row["name"],
                 f"{row['median_ms']:.1f}",
                 _ratio(ratios.get(BASELINE)),
+                _ratio(ratios.get(f"{BASELINE}, {row['precision']}")),
                 _ratio(ratios.get(WAN)),
                 f"{row['relative_error']:.1e}",
                 *(f"{100 * shares[kind]:.0f}" if kind in shares else "-" for kind in kinds),

@@ -71,36 +71,47 @@ def rewritten(text: str, root: Path = ROOT) -> str:
 
 
 def side_by_side(record: Record, root: Path) -> str:
-    """A table for each size."""
-    parts = []
-    for name, size in record["sizes"].items():
-        config, machine = size["config"], size["machine"]
-        parts.append(
-            f"**{name}**: {config['num_layers']} blocks of {config['dim']}, text of "
+    """Variants down, sizes across; the largest size, the last one, in more detail."""
+    sizes: dict[str, Record] = record["sizes"]
+    last = list(sizes)[-1]
+    about = []
+    for name, size in sizes.items():
+        config = size["config"]
+        about.append(
+            f"- {name}: {config['num_layers']} blocks of {config['dim']}, text of "
             f"{config['text_len']}, `{size['layout']}` ({size['tokens']} tokens), seeds: "
-            f"{size['seeds']}; {_where(machine, size['load_average'])}, {size['times']} time, "
-            f"{size['rounds']} rounds"
+            f"{size['seeds']}; {_where(size['machine'], size['load_average'])}, {size['times']} "
+            f"time, {size['rounds']} rounds"
         )
-        head = ["", "ms", "times as fast as released", "as Wan2.1", "error", "where the time goes"]
-        rows = [head, ["---"] * len(head)]
-        for row in size["rows"]:
-            named = marked(row["name"], row["stamp"], root)
-            if "median_ms" not in row:
-                rows.append([named, "-", row["failed"], "", "", ""])
-                continue
-            ratios = row["times_as_fast_as"]
-            rows.append(
-                [
-                    named,
-                    _ms(row["median_ms"]),
-                    _ratio(ratios.get(BASELINE)),
-                    _ratio(ratios.get(WAN)),
-                    f"{row['relative_error']:.1e}",
-                    _shares(row.get("shares")),
-                ]
-            )
-        parts.append(_markdown(rows))
-    return "\n\n".join(parts)
+    head = ["ms; times as fast as released", *sizes]
+    head += [f"{last}: {more}" for more in ("as released in its precision", "as Wan2.1", "error")]
+    head += [f"{last}: where the time goes, %"]
+    rows = [head, ["---"] * len(head)]
+    found = {n: {row["name"]: row for row in size["rows"]} for n, size in sizes.items()}
+    for name in dict.fromkeys(name for by_name in found.values() for name in by_name):
+        own = [by_name.get(name) for by_name in found.values()]
+        stale = [r["stamp"] for r in own if r is not None and has_changed(r["stamp"], root)]
+        row = [marked(name, stale[0], root) if stale else name, *map(_timed, own)]
+        rows.append([*row, *_details(own[-1])])
+    return "\n".join([*about, "", _markdown(rows)])
+
+
+def _timed(row: Record | None) -> str:
+    if row is None:
+        return ""
+    if "median_ms" not in row:
+        return f"failed: {row['failed']}"
+    ratio = _ratio(row["times_as_fast_as"].get(BASELINE))
+    return f"{_ms(row['median_ms'])}; {ratio}" if ratio else _ms(row["median_ms"])
+
+
+def _details(row: Record | None) -> list[str]:
+    if row is None or "median_ms" not in row:
+        return [""] * 4
+    ratios = row["times_as_fast_as"]
+    own = ratios.get(f"{BASELINE}, {row['precision']}")
+    error = f"{row['relative_error']:.1e}" if row["relative_error"] else "0"
+    return [_ratio(own), _ratio(ratios.get(WAN)), error, _shares(row.get("shares"))]
 
 
 def cpu_engine(record: Record, root: Path) -> str:
@@ -137,16 +148,10 @@ def latency(record: Record, root: Path) -> str:
     for name in ("request", "to_first_step", "step", "text", "pictures", "denoising", "decoding"):
         cells = [_spread(row["ms"][name]) for row in requests.values()]
         table.append([name.replace("_", " "), *cells])
-    growth = [["one step", "ms (p50 / p95)"], ["---"] * 2]
-    for name, row in rows.items():
-        if name.partition("/")[0] in ("references", "frames", "size"):
-            kind, _, value = name.partition("/")
-            growth.append([f"{kind} {value}", row.get("refused") or _spread(row["ms"]["step"])])
-    hourly = [["videos an hour", ""], ["---"] * 2]
-    for name, row in rows.items():
-        if name.partition("/")[0] in ("seeds", "together"):
-            found = row.get("videos_per_hour")
-            hourly.append([name.replace("/", " "), f"{found:,.0f}" if found else row["refused"]])
+    growth = [["median of one step, ms; videos an hour", ""], ["---"] * 2]
+    for kind, title in _GROWTH.items():
+        points = {n.partition("/")[2]: r for n, r in rows.items() if n.startswith(f"{kind}/")}
+        growth.append([title, ", ".join(f"{x}: {_figure(row)}" for x, row in points.items())])
     about = (
         f"{record['engine']} ({record['backend']}, {record['precision']}), {size['frames']} frames "
         f"of {size['height']}x{size['width']}, {settings['steps']} steps, guidance "
@@ -167,7 +172,7 @@ def latency(record: Record, root: Path) -> str:
         else "No speed-up is given: the engine was not verified."
     )
     parts = [marked(about, record["stamp"], root), first, compared]
-    return "\n\n".join([*parts, *(_markdown(rows) for rows in (table, growth, hourly))])
+    return "\n\n".join([*parts, _markdown(table), _markdown(growth)])
 
 
 TABLES: dict[str, tuple[str, Callable[[Record, Path], str]]] = {
@@ -175,6 +180,21 @@ TABLES: dict[str, tuple[str, Callable[[Record, Path], str]]] = {
     "cpu-engine": ("cpu_engine.json", cpu_engine),
     "latency": ("latency.json", latency),
 }
+
+
+_GROWTH = {
+    "references": "step by references",
+    "frames": "step by frames (4 references)",
+    "size": "step by size (4 references)",
+    "seeds": "videos an hour by seeds of a request",
+    "together": "videos an hour by requests together",
+}
+
+
+def _figure(row: Record) -> str:
+    if row.get("videos_per_hour"):
+        return f"{row['videos_per_hour']:,.0f}"
+    return _ms(row["ms"]["step"]["p50"]) if "ms" in row else "refused"
 
 
 def marked(name: str, stamp: Record | None, root: Path) -> str:

@@ -8,10 +8,11 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-from lumosx_rt.manifest import MANIFEST, sha256_of
+from lumosx_rt.manifest import MANIFEST, read_manifest, sha256_of
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.report import read_report
+from lumosx_rt.report import read_report, write_report
 
+BINDING = ("identity", "binding", "swapped", "missing", "psnr")
 Standing = Literal["passed", "failed", "none"]
 
 
@@ -30,6 +31,22 @@ def certificate_of(folder: Path) -> dict[str, Any] | None:
     if check is None or check.get("engine_sha256") != digest_of(folder):
         return None
     return check
+
+
+def certify_binding(folder: Path, scene_list: str, paired: dict[str, Any]) -> None:
+    """Add an engine's binding benchmark, less another run's (the reference's, say), to its report.
+
+    paired: of `bench.table.compare`, with the `run` it was compared with.
+    """
+    found = paired["groups"]["all"]
+    section = {
+        "list": scene_list,
+        "scenes": paired["scenes"],
+        "against": Path(paired["run"]).name,
+        "engine_sha256": digest_of(folder),
+        "differences": {name: found[name] for name in BINDING if name in found},
+    }
+    write_report(folder, read_manifest(folder), binding=section)
 
 
 def standing(folder: Path) -> Standing:

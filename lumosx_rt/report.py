@@ -27,7 +27,7 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 
 def write_report(folder: Path, manifest: Manifest, **sections: dict[str, Any]) -> None:
-    """Add or replace sections (`build`, `verify`) of the report, as JSON and to be read."""
+    """Add or replace sections (`build`, `verify`, `binding`), as JSON and to be read."""
     content = read_report(folder) | sections
     facts = environment(manifest)
     lines = [f"# Engine report: {manifest.backend}, {manifest.precision}", ""]
@@ -225,4 +225,21 @@ def _scene_row(scene: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-SECTIONS = {"build": _build_section, "verify": _verify_section}
+def _binding_section(found: dict[str, Any]) -> list[str]:
+    return [
+        "## Binding",
+        "",
+        f"{found['scenes']} scenes of {found['list']}, less those of {found['against']}, paired, "
+        "with 95 % intervals over scenes:",
+        "",
+        "| rate | difference |",
+        "|---|---|",
+        *(
+            f"| {name} | {one['value']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f}) |"
+            for name, one in found["differences"].items()
+        ),
+        "",
+    ]
+
+
+SECTIONS = {"build": _build_section, "verify": _verify_section, "binding": _binding_section}

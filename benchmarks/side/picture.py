@@ -34,11 +34,13 @@ def draw(content: dict[str, Any]) -> Image.Image:
 
 
 def _parts(row: dict[str, Any]) -> dict[str, float]:
-    shares = row.get("shares") or {"rest": 1.0}
+    shares = row.get("shares") or {"not told apart": 1.0}
     return {kind: max(share, 0.0) * row["median_ms"] for kind, share in shares.items()}
 
 
 def _note(row: dict[str, Any]) -> str:
-    found = row["times_as_fast_as"].get(BASELINE)
-    text = f"{row['median_ms']:,.0f} ms"
-    return text if found is None else f"{text}, x{found['ratio']:.2f}"
+    ratios, text = row["times_as_fast_as"], f"{row['median_ms']:,.0f} ms"
+    if BASELINE in ratios:
+        text += f", x{ratios[BASELINE]['ratio']:.2f}"
+    own = f"{BASELINE}, {row['precision']}"
+    return f"{text} (of {own}: x{ratios[own]['ratio']:.2f})" if own in ratios else text

@@ -16,7 +16,9 @@ from lumosx_rt.bench.speed_command import bench_speed
 from lumosx_rt.bench.speed_command import told as speed_told
 from lumosx_rt.bench.suite import Progress, identity_of, read_results, run_suite
 from lumosx_rt.bench.table import as_text, compare, summarise
+from lumosx_rt.certificate import certify_binding
 from lumosx_rt.files import replacing, write_atomically
+from lumosx_rt.manifest import MANIFEST
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.world.scene_lists import BINDING, BINDING_CI, FOUR
 
@@ -97,6 +99,8 @@ def bench(
     summary = {"suite": suite, "list": chosen.name, "folder": str(folder)} | summarise(results)
     if others is not None:
         summary["against"] = {"run": str(against)} | compare(results, others)
+        if suite == "binding" and (path / MANIFEST).is_file():
+            certify_binding(path, chosen.name, summary["against"])
     write_atomically(folder / SUMMARY_FILE, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     with replacing(folder / PAGE_FILE) as temporary:
         draw_page(results, stories, folder).save(temporary, format="PNG")

@@ -41,7 +41,8 @@ def root(tmp_path):
 def row(name: str, ms: float, files: list[str]) -> dict:
     ratio = {"ratio": 200 / ms, "low": 1.0, "high": 20.0}
     return {
-        "name": name, "median_ms": ms, "relative_error": 1.2e-7, "files": files,
+        "name": name, "precision": "bf16", "median_ms": ms, "relative_error": 1.2e-7,
+        "files": files,
         "times_as_fast_as": {tables.BASELINE: ratio} if name != "eager" else {},
         "shares": {"linear": 0.5, "attention": 0.3, "rounding": 0.0, "moves": 0.1, "rest": 0.1},
     }  # fmt: skip
@@ -69,10 +70,10 @@ def test_the_readme_agrees_with_the_records() -> None:
 
 def test_a_region_is_replaced_and_nothing_else(root) -> None:
     new = tables.rewritten(TEXT, root)
-    assert new.startswith("before\n<!-- results: side-by-side -->\n**tiny**: 2 blocks of 8")
+    assert new.startswith("before\n<!-- results: side-by-side -->\n- tiny: 2 blocks of 8")
     assert new.endswith("<!-- end -->\nafter\n") and "old figures" not in new
     shares = "linear 50, attention 30, moves 10, rest 10"
-    assert f"| fast | 12.3 | 16.21 (1.00-20.00) |  | 1.2e-07 | {shares} |" in new
+    assert f"| fast | 12.3; 16.21 (1.00-20.00) |  |  | 1.2e-07 | {shares} |" in new
     assert "abacus, threads: 1, load average 0.5 to 2.0" in new
     assert tables.rewritten(new, root) == new
 
@@ -97,7 +98,7 @@ def test_only_rows_whose_code_has_changed_name_their_commit(root) -> None:
 def test_a_failed_row_has_a_reason_and_no_figure(root) -> None:
     failed = {"name": "broken", "failed": "no kernel", "files": ["code/ops.py"]}
     write(root, [failed])
-    assert "| broken | - | no kernel |" in tables.rewritten(TEXT, root)
+    assert "| broken | failed: no kernel |" in tables.rewritten(TEXT, root)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,12 @@ import lumosx_rt as rt
 from lumosx_rt.bench.command import bench
 from lumosx_rt.bench.models import Sampling, reference_engine
 from lumosx_rt.bench.suite import read_clip, read_results
+from lumosx_rt.certificate import digest_of
 from lumosx_rt.reference.world import score
 from lumosx_rt.reference.world.judge import judge
 from lumosx_rt.reference.world.scene_lists import BINDING_CI
 from lumosx_rt.reference.world.scenes import scene_of
+from lumosx_rt.report import read_report
 from tests.conftest import built
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "tiny"
@@ -58,6 +60,10 @@ def test_the_engine_makes_the_same_clips(reference_run, shared, tmp_path):
     summary = bench(engine.folder, tmp_path, scene_list="ci", scenes=COMPARED, against=whole)
     for name in score.METRICS:
         assert abs(summary["against"]["groups"]["all"][name]["value"]) < 1e-2, name
+    told = read_report(engine.folder)["binding"]  # its certificate has it too
+    assert told["scenes"] == COMPARED and told["engine_sha256"] == digest_of(engine.folder)
+    assert told["differences"]["binding"] == summary["against"]["groups"]["all"]["binding"]
+    assert "## Binding" in (engine.folder / "report.md").read_text("utf-8")
     for told in BINDING_CI.stories[:COMPARED]:
         one, other = (read_clip(run, told.name).astype(int) for run in (folder, tmp_path))
         assert np.abs(one - other).max() <= 2  # truncation to 8 bits may fall the other way
