@@ -116,7 +116,7 @@ def run_calibrate(place: Path, folder: Path) -> None:
 
 def run_bench(place: Path, folder: Path) -> None:
     tiny = Path(__file__).parents[1] / "checkpoints" / "tiny"
-    bench(tiny, folder / "bench", scene_list="ci", scenes=4, steps=2)
+    bench(tiny, folder / "bench", scene_list="ci", scenes=4, sampling={"steps": 2})
 
 
 def digest(content: bytes) -> str:

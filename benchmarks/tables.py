@@ -116,25 +116,25 @@ def _details(row: Record | None) -> list[str]:
 
 def cpu_engine(record: Record, root: Path) -> str:
     """Layouts down, graphs across."""
-    where = record["environment"]
-    rows = [["layout, seeds", "graph", "ms", "times as fast as eager", "error"], ["---"] * 5]
-    for row in record["rows"]:
-        name = marked(f"`{row['layout']}`, {row['seeds']}", record.get("stamp"), root)
-        if "refused" in row:
-            rows.append([name, row["backend"], "-", f"refused: {row['refused']}", ""])
-            continue
-        low, high = row["ratio_range"]
-        rows.append(
-            [
-                name,
-                row["backend"],
-                _ms(row["median_ms"]),
-                f"{row['ratio']:.2f} ({low:.2f}-{high:.2f})",
-                f"{row['relative_error']:.1e}" if row["relative_error"] else "0",
-            ]
-        )
-    about = f"Threads: {where['threads']}, {record.get('times', 'wall')} time"
-    return f"{about}.\n\n{_markdown(rows)}"
+    where, rows = record["environment"], record["rows"]
+    graphs = list(dict.fromkeys(row["backend"] for row in rows if "refused" not in row))
+    table = [["ms; times as fast as eager", *graphs], ["---"] * (1 + len(graphs))]
+    for key, seeds in dict.fromkeys((row["layout"], row["seeds"]) for row in rows):
+        own = {r["backend"]: r for r in rows if (r["layout"], r["seeds"]) == (key, seeds)}
+        name = marked(f"`{key}`, seeds: {seeds}", record.get("stamp"), root)
+        table.append([name, *(_of_eager(own[graph]) for graph in graphs)])
+    load = where.get("load_average")
+    about = f"Threads: {where['threads']}, {record.get('times', 'wall')} time, load average {load}"
+    return f"{about}.\n\n{_markdown(table)}"
+
+
+def _of_eager(row: Record) -> str:
+    if "refused" in row:
+        return f"refused: {row['refused']}"
+    if row["ratio_range"][0] == row["ratio_range"][1] == 1:
+        return _ms(row["median_ms"])
+    low, high = row["ratio_range"]
+    return f"{_ms(row['median_ms'])}; {row['ratio']:.2f} ({low:.2f}-{high:.2f})"
 
 
 def latency(record: Record, root: Path) -> str:

@@ -2,6 +2,7 @@
 curves, what goes on after a kill, and what is refused."""
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -261,15 +262,18 @@ def test_only_a_verified_engine_has_a_speed_up(engine_runs, tmp_path, monkeypatc
         engine_runs(tmp_path / "a")
 
 
-def test_a_first_request_in_its_own_process(micro, micro_bundle) -> None:
+def test_a_first_request_in_its_own_process(micro, micro_bundle, monkeypatch) -> None:
     settings = {"steps": 1, "shift": 3.0, "guidance": 1.0}
     options = {"components": micro_bundle, "provider": "cpu", "trust": False}
     found = cold.cold_request(micro.folder, settings=settings, **options)
     points = list(found["seconds"].values())
     assert points == sorted(points) and points[0] > 0 and len(points) == 5
     assert found["peak_memory_bytes"] > 50 << 20
-    with pytest.raises(LumosXError, match="shift"):
-        cold.cold_request(micro.folder, settings=settings | {"shift": -1.0}, **options)
+
+    failed = subprocess.CompletedProcess([], 1, "", "Traceback\nLumosXError: no room")
+    monkeypatch.setattr(subprocess, "run", lambda *words, **options: failed)
+    with pytest.raises(LumosXError, match="failed: LumosXError: no room"):
+        cold.cold_request(micro.folder, settings=settings, **options)
 
 
 # -- what is refused ----------------------------------------------------------------------------
