@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -198,6 +198,8 @@ class TorchCompiler:
         from lumosx_rt.export.package import compile_package
 
         report(f"device: {', '.join(self.device.values())}")
+        if self.provider == "cuda":
+            _fast_ops(model.config.head_dim)  # or not at all
         path, own = engine / PACKAGE, recast(model, self.dtype, self.provider)
         with _ops(self.provider, own, self.document) as ops:
             facts = compile_package(own, path, ops=ops, report=report)
@@ -345,17 +347,32 @@ def _ops(device: Provider, model: LumosX, document: Calibration | None) -> Itera
             with carried(model, document, PLAIN, PACKAGE_OPS) as ops:
                 yield ops
         return
-    capability, head_dim = torch.cuda.get_device_capability(), model.config.head_dim
+    fast = _fast_ops(model.config.head_dim)
+    if document is None:
+        yield fast
+        return
+    from lumosx_rt.calibration.on_kernels import on_kernels
+
     try:
-        from lumosx_rt.calibration.on_kernels import on_kernels
+        eighth = on_kernels(model, document, torch.cuda.get_device_capability())
+    except ValueError as error:
+        raise _without_kernels(error) from None
+    with eighth as ops:
+        yield ops
+
+
+def _fast_ops(head_dim: int) -> Ops:
+    """Our kernels for the GPU here. Raises LumosXError where it has none."""
+    try:
         from lumosx_rt.kernels.fused import fused_ops
 
-        fast = fused_ops(capability, head_dim=head_dim)
-        eighth = None if document is None else on_kernels(model, document, capability)
+        return fused_ops(torch.cuda.get_device_capability(), head_dim=head_dim)
     except (ImportError, ValueError) as error:
-        raise LumosXError(
-            f"device: the kernels for this GPU cannot be had ({error}); build with --device cpu, "
-            "or --backend onnxruntime"
-        ) from None
-    with nullcontext(fast) if eighth is None else eighth as ops:
-        yield ops
+        raise _without_kernels(error) from None
+
+
+def _without_kernels(error: Exception) -> LumosXError:
+    return LumosXError(
+        f"device: the kernels for this GPU cannot be had ({error}); build with --device cpu, or "
+        "--backend onnxruntime"
+    )

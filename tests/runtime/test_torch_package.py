@@ -177,9 +177,9 @@ def idle(monkeypatch):
 @pytest.mark.parametrize(
     "wrong, accepted",
     [
-        ({"backend": "torch", "precision": "fp16"}, ["'fp16'", "fp32 or bf16"]),
+        ({"backend": "torch", "precision": "fp16"}, ["'fp16'", "fp32, bf16 or fp8"]),
         ({"backend": "torch", "opset": 23}, ["opset", "23", "onnxruntime"]),
-        ({"backend": "onnxruntime", "precision": "bf16"}, ["'bf16'", "fp32 or fp16"]),
+        ({"backend": "onnxruntime", "precision": "bf16"}, ["'bf16'", "fp32, fp16 or fp8"]),
         ({"backend": "auto", "precision": "bf16"}, ["'bf16'", "--backend torch"]),
         ({"backend": "onnxruntime", "device": "cpu"}, ["'cpu'", "--provider"]),
         ({"backend": "torch", "device": "tpu"}, ["'tpu'", "auto, cpu, cuda"]),
