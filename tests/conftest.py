@@ -25,6 +25,12 @@ import pytest
 
 os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; set before any of them is imported
 
+LONGEST = (  # modules, so that no worker is left with one of them at the end
+    "test_fp8_engines", "test_shipped_checkpoint", "test_engine", "test_graph",
+    "test_torch_package", "test_relational_attention", "test_plugin", "test_fused", "test_memory",
+    "test_golden_exports", "test_tensorrt_rtx", "test_train", "test_relational_cross_attention",
+    "test_builder", "test_on_kernels", "test_hostile_checkpoints", "test_guards",
+)  # fmt: skip
 HOST = "unmistakable-host-name"  # what the machine is called while engines are built
 
 
@@ -66,6 +72,12 @@ def own_cache(tmp_path, monkeypatch):
     """An empty cache for one test, so that what it remembers misleads no other."""
     monkeypatch.setenv("LUMOSX_CACHE", str(tmp_path / "own-cache"))
     return tmp_path / "own-cache"
+
+
+def pytest_collection_modifyitems(items):
+    """The longest modules first; pytest-xdist hands them out in this order."""
+    rank = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 # -- engines ------------------------------------------------------------------------------------

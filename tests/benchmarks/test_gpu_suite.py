@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+rehearsal = pytest.mark.slow  # every kernel of every stage in Triton's interpreter
 SUITE = ROOT / "benchmarks" / "gpu.py"
 BLOCKER = """
 import sys
@@ -101,11 +102,13 @@ def test_the_blocker_blocks(bare) -> None:
     assert done.stdout == "refused\n"
 
 
+@rehearsal
 def test_every_stage_has_rows_and_a_table(rows, rehearsed) -> None:
     assert {row["stage"] for row in rows} == {"environment", *"abcdefg"}
     assert [line[9] for line in rehearsed[1].splitlines() if line[:3] == "-- "] == list("agbcdef")
 
 
+@rehearsal
 def test_rows_are_well_formed(rows) -> None:
     environment, *others = rows
     assert {"gpu", "torch", "triton", "commit", "code", "date"} <= environment.keys()
@@ -123,10 +126,12 @@ def test_rows_are_well_formed(rows) -> None:
             assert all(row[rate] > 0 and row["roofline_share"] > 0 for rate in rates)
 
 
+@rehearsal
 def test_rehearsed_rows_are_marked(rows) -> None:
     assert all(row["rehearsal"] is True for row in rows)
 
 
+@rehearsal
 def test_everything_is_as_near_to_float64_as_plain_torch(rows) -> None:
     judged = [row for row in rows if row["stage"] == "a"]
     assert len(judged) > 15
@@ -134,6 +139,7 @@ def test_everything_is_as_near_to_float64_as_plain_torch(rows) -> None:
     assert all(row["ratio"] <= 2 for row in rows if "ratio" in row)
 
 
+@rehearsal
 def test_winners_of_a_rehearsal_stay_beside_its_rows(rehearsed, rows) -> None:
     table = json.loads((rehearsed[0] / "tiles.json").read_text())["sm_90"]
     found = {row["name"].partition(": winner")[0]: row for row in rows if "entry" in row}
@@ -141,6 +147,7 @@ def test_winners_of_a_rehearsal_stay_beside_its_rows(rehearsed, rows) -> None:
     assert "interpreted" not in (ROOT / "kernels" / "tiles.json").read_text()
 
 
+@rehearsal
 def test_what_is_there_is_not_measured_again(bare, rehearsed, rows) -> None:
     done = suite(bare, "--rehearse", "--out", rehearsed[0], "--stage", "e", "g")
     assert done.returncode == 0 and "stage e" in done.stdout
@@ -175,6 +182,7 @@ for stage, cases in worker.STAGES.items():
     assert set(counts) == set("abcdefg") and int(counts["b"]) == 5 * 11
 
 
+@rehearsal
 def test_pictures_of_a_rehearsal_are_refused(bare, rehearsed, tmp_path) -> None:
     plot = [sys.executable, ROOT / "benchmarks" / "plot_gpu.py", rehearsed[0] / "rows.jsonl"]
     done = subprocess.run([*plot, "--out", tmp_path], capture_output=True, text=True, env=bare)
