@@ -106,6 +106,7 @@ def test_onnx_own_evaluator_and_inliner_agree(model: LumosX, path: Path) -> None
         assert relative(torch.from_numpy(found), reference(model, inputs)) < 1e-5
 
 
+@pytest.mark.slow
 def test_bfloat16_by_onnx_own_evaluator(model: LumosX, tmp_path: Path) -> None:
     """Near what eager torch does in bfloat16: the evaluator also accumulates in it, by numpy."""
     half = LumosX(MICRO, torch.bfloat16)

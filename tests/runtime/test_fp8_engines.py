@@ -186,6 +186,7 @@ def test_another_calibration_is_another_engine(micro_bundle, scales, eighth, cop
 # -- torch ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_a_package_is_compiled_from(micro_bundle, scales):
     """The traced program, run as it is: scales are in it, and it serves other shapes."""
     from lumosx_rt.calibration.carry import carried

@@ -54,6 +54,7 @@ def job():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_the_peak_is_what_was_planned_and_a_limit_is_kept(tiny):
     done = subprocess.run(
         [sys.executable, "-c", PEAK, str(tiny.folder)], capture_output=True, text=True
