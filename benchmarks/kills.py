@@ -51,7 +51,7 @@ def brief():
     stage = Stage(name="brief", steps=12, data=Toy(4, name="toy"), streams=2, seeds=2)
     return Recipe(model=CONFIG, size=SIZE, stages=(stage,), save_every=1, log_every=1)
 """
-TIMELESS = ("second", "memory_bytes")
+TIMELESS = ("second", "memory_bytes", "folder")  # times, and where a run lies
 
 
 class Job(NamedTuple):

@@ -12,8 +12,8 @@ RUN_FILE = "run.json"
 
 
 def claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Makes the folder this run's own. Raises LumosXError for one with another run, or anything
-    else, in it."""
+    """Makes the folder this run's own, and clean. Raises LumosXError for one with another run, or
+    anything else, in it."""
     file = folder / RUN_FILE
     wanted = json.loads(json.dumps(identity))
     if not file.is_file():
@@ -29,6 +29,8 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
             f"{folder} holds another run, with another {', '.join(parts)}; choose another folder "
             "with -o, or remove it"
         )
+    for half in folder.rglob(".*.partial"):  # of a run that was killed while it wrote
+        half.unlink(missing_ok=True)
 
 
 def read_identity(file: Path) -> dict[str, Any]:

@@ -259,3 +259,16 @@ def test_a_run_judged_by_other_code_is_not_compared(micro_bundle, runs, tmp_path
 def test_against_a_file_without_results_is_refused(tmp_path):
     with pytest.raises(LumosXError, match="no results"):
         bench(tmp_path, tmp_path / "run", against=tmp_path / "scenes.jsonl")
+
+
+def test_what_a_killed_run_left_half_written_goes(tmp_path):
+    from lumosx_rt.bench.folder import claim
+
+    claim(tmp_path / "run", {"a": 1})
+    half = tmp_path / "run" / "clips" / ".scene.png.4964.partial"
+    half.parent.mkdir()
+    half.touch()
+    whole = half.with_name("scene.png")
+    whole.touch()
+    claim(tmp_path / "run", {"a": 1})
+    assert whole.exists() and not half.exists()
