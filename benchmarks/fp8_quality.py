@@ -49,10 +49,10 @@ def engines(bundle: Path, calibration: Calibration, stack: ExitStack) -> dict[st
     whole = reference_engine(bundle)
     assert isinstance(whole.backend, EagerBackend)
     calibration.check(whole.backend.model, whole.manifest.checkpoint["sha256"])
-    half, eighth = (recast(whole.backend.model, torch.bfloat16) for _ in range(2))
-    simulation = calibration.simulation(eighth)
+    half, fp8 = (recast(whole.backend.model, torch.bfloat16) for _ in range(2))
+    simulation = calibration.simulation(fp8)
     stack.enter_context(simulation.running(calibration.quantized))
-    models = {"bf16": half, "fp8": eighth}
+    models = {"bf16": half, "fp8": fp8}
     return {"fp32": whole} | {
         name: Engine(bundle, whole.manifest, EagerBackend(model), bundle)
         for name, model in models.items()

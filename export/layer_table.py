@@ -42,7 +42,7 @@ class Layer:
         return "mha" in self.name
 
     @property
-    def is_eighth_product(self) -> bool:
+    def is_fp8_product(self) -> bool:
         """Whether it multiplies matrices in e4m3 and nothing else real goes in."""
         return self.kind == "gemm" and self.types == (FP8,)
 
@@ -75,12 +75,12 @@ def problems(
     sites: Sequence[str],
     inputs: Sequence[str],
     precision: str,
-    eighth: Collection[str] = (),
+    fp8: Collection[str] = (),
 ) -> list[str]:
     """What is wrong with a table: attention that is not one kernel, or reads other types; inputs
     that nothing reads.
 
-    sites: the attention nodes of the network, by name. precision: "bf16" or "fp16". eighth: sites
+    sites: the attention nodes of the network, by name. precision: "bf16" or "fp16". fp8: sites
     whose queries, keys and values are read in e4m3; a mask, if they have one, is not.
     """
     found = []
@@ -91,7 +91,7 @@ def problems(
             became = ", ".join(layer.name for layer in kernels) or "nothing that names it"
             found.append(f"{site} is not one fused kernel: it became {became}")
         for layer in fused:
-            if site in eighth:
+            if site in fp8:
                 if layer.count(FP8) < 3:
                     found.append(f"{site} reads {layer.count(FP8)} operands in {FP8}, not three")
             elif layer.types != (TYPES[precision],):
@@ -103,11 +103,11 @@ def problems(
 
 def product_problems(layers: Sequence[Layer], products: Mapping[str, str]) -> list[str]:
     """Matrix products that are not computed in e4m3; products: node -> what it belongs to."""
-    eighth = {node for layer in layers if layer.is_eighth_product for node in layer.nodes}
+    fp8 = {node for layer in layers if layer.is_fp8_product for node in layer.nodes}
     return [
         f"{site} ({node}) is no product in {FP8}"
         for node, site in products.items()
-        if node not in eighth
+        if node not in fp8
     ]
 
 
@@ -130,6 +130,6 @@ def summary(
     }
     if products:
         missing = len(product_problems(layers, products))
-        kernels = sum(layer.is_eighth_product for layer in layers)
+        kernels = sum(layer.is_fp8_product for layer in layers)
         table["products"] = {FP8: len(products) - missing, "kernels": kernels}
     return table

@@ -27,7 +27,7 @@ _WHOLE = ("self.video", "self.groups", "cross.video", "cross.references")
 _PRUNED = ("self.video", "cross.video")  # the last block: references give keys and values only
 
 
-class Eighth(NamedTuple):
+class Fp8(NamedTuple):
     """What of a graph is computed in e4m3."""
 
     attention: Collection[str] = ()
@@ -37,7 +37,7 @@ class Eighth(NamedTuple):
     """Nodes of matrix products -> what they belong to, as `blocks.0.self_attn.q`."""
 
 
-NOTHING = Eighth()
+NOTHING = Fp8()
 
 
 def attention_sites(num_layers: int) -> list[str]:
@@ -59,7 +59,7 @@ def build_plan(
     limits: Limits,
     targets: Sequence[str] = (),
     weight_streaming: bool = False,
-    eighth: Eighth = NOTHING,
+    fp8: Fp8 = NOTHING,
     dialect: Dialect = RTX,
     plugins: Mapping[str, str] = {},
     report: Report = lambda line: None,
@@ -69,7 +69,7 @@ def build_plan(
     trt: the module tensorrt_rtx or tensorrt; dialect: its own. graph: .onnx, strongly typed; sites:
     its attention, `attention_sites`; plugins: its opaque nodes, {name: kind}. precision: "bf16" or
     "fp16", that of attention. targets: compute capabilities ("sm_89") to compile for; without any,
-    that of this machine's GPU. eighth: what has to be in e4m3. report: told what TensorRT does.
+    that of this machine's GPU. fp8: what has to be in e4m3. report: told what TensorRT does.
     Raises LumosXError where it cannot build, or where an attention did not become one fused kernel,
     an 8-bit product or a plugin is none, or an input is not read; nothing is left at `path` then.
     An interrupted build stops at TensorRT's next step.
@@ -86,7 +86,7 @@ def build_plan(
         raise LumosXError(listing(f"{graph.name}: TensorRT cannot parse it", reasons))
     named = _name_attention(trt, network, sites)
     own = name_plugins(trt, network, plugins)
-    constants = [_quantize_softmax(trt, network, named[site]) for site in eighth.attention]
+    constants = [_quantize_softmax(trt, network, named[site]) for site in fp8.attention]
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or there is no layer table
     if weight_streaming:
@@ -106,20 +106,18 @@ def build_plan(
         raise LumosXError(log.refusal("TensorRT cannot build the plan"))
     layers = dialect.layers(trt, log, log.table, plan)
     wrong = log.warnings_of("Unused Input")
-    wrong += problems(
-        layers, sites, [tensor.name for tensor in inputs], precision, eighth.attention
-    )
+    wrong += problems(layers, sites, [tensor.name for tensor in inputs], precision, fp8.attention)
     if not dialect.judged:
         report(f"TensorRT, worth knowing: {'; '.join(wrong) or 'nothing'}")
         wrong = missing_plugins(layers, own)
-    wrong += product_problems(layers, eighth.products)
+    wrong += product_problems(layers, fp8.products)
     if wrong:
         raise LumosXError(listing("the plan is not what the model asks for", wrong))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(memoryview(plan))
     return {
         "compile_seconds": round(time.monotonic() - started, 1),
-        "layers": summary(layers, sites, eighth.products) | {"scratch_bytes": log.scratch_bytes},
+        "layers": summary(layers, sites, fp8.products) | {"scratch_bytes": log.scratch_bytes},
     }
 
 

@@ -354,10 +354,10 @@ def _ops(device: Provider, model: LumosX, document: Calibration | None) -> Itera
     from lumosx_rt.calibration.on_kernels import on_kernels
 
     try:
-        eighth = on_kernels(model, document, torch.cuda.get_device_capability())
+        fp8 = on_kernels(model, document, torch.cuda.get_device_capability())
     except ValueError as error:
         raise _without_kernels(error) from None
-    with eighth as ops:
+    with fp8 as ops:
         yield ops
 
 

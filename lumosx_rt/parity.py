@@ -146,11 +146,11 @@ def verify(
         results.append(result)
         if pair is not None and (worst is None or _badness(result) > _badness(worst[0])):
             worst = (result, *pair)
-    eighth = {} if document is None else {"fp8": _eighth(engine, model, document)}
+    fp8 = {} if document is None else {"fp8": _fp8_check(engine, model, document)}
     widest = max(requests, key=lambda request: request.layout.references)
     allowed = _rounded(model, precision, document) or FORWARD_GATES[precision]
     section = {
-        "passed": all(result["passed"] for result in [*results, *eighth.values()]),
+        "passed": all(result["passed"] for result in [*results, *fp8.values()]),
         "engine_sha256": certificate.digest_of(engine.folder),
         "quirks": check_quirks(engine.backend, reference, widest, engine.config.head_dim, allowed),
         "gate": max(result["gate"] for result in results),
@@ -160,7 +160,7 @@ def verify(
         "engine": engine.backend.describe(),
         "reference": reference.describe(),
         "scenes": results,
-        **eighth,
+        **fp8,
     }
     if worst is not None:
         with replacing(engine.folder / PICTURE) as temporary:
@@ -175,7 +175,7 @@ def _badness(result: dict[str, Any]) -> float:
     return float("inf") if error is None else float(error / result["gate"])
 
 
-def _eighth(engine: Engine, model: LumosX, document: Calibration) -> dict[str, Any]:
+def _fp8_check(engine: Engine, model: LumosX, document: Calibration) -> dict[str, Any]:
     """What FP8 is in an engine, and whether its graph, where there is one, is what it says."""
     facts: dict[str, Any] = {
         "passed": True,

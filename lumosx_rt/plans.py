@@ -21,10 +21,10 @@ from lumosx_rt.backends.eager import recast
 from lumosx_rt.backends.plan import BACKEND, import_tensorrt_rtx
 from lumosx_rt.calibration.carry import check_carriable
 from lumosx_rt.calibration.document import Calibration
-from lumosx_rt.eighth_plans import Job, eighth_jobs, widened
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.program import LIMITS
 from lumosx_rt.export.tensorrt import Report, attention_sites, build_plan
+from lumosx_rt.fp8_plans import Job, fp8_jobs, widened
 from lumosx_rt.manifest import PLAN, plan_of, sha256_of
 from lumosx_rt.parity import forward_parity
 from lumosx_rt.reference.binding import VideoSize
@@ -41,7 +41,7 @@ REFUSED = {
     ),
 }
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-EIGHTH = ("sm_89", "sm_120", "sm_121")  # that compute in fp8
+FP8_TARGETS = ("sm_89", "sm_120", "sm_121")  # that compute in fp8
 BUCKETS = (4, 16)
 MAX_SEEDS = 4
 OPSET = 23
@@ -114,7 +114,7 @@ class PlanCompiler:
             if self.document is None:
                 facts, jobs = _wide(own, graph, limits, report)
             else:
-                facts, jobs = eighth_jobs(own, self.document, graph, limits, self.buckets, report)
+                facts, jobs = fp8_jobs(own, self.document, graph, limits, self.buckets, report)
             del own
             made = []
             for job in jobs:
@@ -129,7 +129,7 @@ class PlanCompiler:
                     limits=job.limits,
                     targets=self.targets,
                     weight_streaming=self.weight_streaming,
-                    eighth=job.eighth,
+                    fp8=job.fp8,
                     report=report,
                 )
                 made.append(built | {"bytes": (engine / job.file).stat().st_size})
@@ -247,11 +247,11 @@ def _check_targets(targets: Sequence[str]) -> None:
 
 
 def _check_precision(precision: str | None, targets: Sequence[str]) -> None:
-    without = [target for target in targets if target not in EIGHTH]
+    without = [target for target in targets if target not in FP8_TARGETS]
     if precision == "fp8" and without:
         raise LumosXError(
             f"precision: got 'fp8', {', '.join(without)} cannot compute in it; accepted are "
-            f"--targets {','.join(EIGHTH)}, or --precision bf16"
+            f"--targets {','.join(FP8_TARGETS)}, or --precision bf16"
         )
     if precision not in (None, "fp8", *DTYPES):
         raise LumosXError(

@@ -57,7 +57,7 @@ def _build_section(build: dict[str, Any]) -> list[str]:
         f"{build['seconds']} s, peak memory {build['peak_memory_bytes'] / 2**30:.1f} GiB, "
         + _compiled(build),
         "",
-        *_eighth_lines(build.get("fp8")),
+        *_fp8_lines(build.get("fp8")),
         *_plan_lines(build.get("layers")),
         *_bucket_lines(build.get("buckets", {})),
         "One forward pass against the reference:",
@@ -123,7 +123,7 @@ def _attention(layers: dict[str, Any]) -> int:
     return sum(n for types in layers["attention"].values() for t, n in types.items() if "FP8" in t)
 
 
-def _eighth_lines(facts: dict[str, Any] | None) -> list[str]:
+def _fp8_lines(facts: dict[str, Any] | None) -> list[str]:
     if facts is None:
         return []
     return [
@@ -152,7 +152,7 @@ def _verify_section(check: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
         *(_scene_row(scene) for scene in check["scenes"]),
         "",
-        *_eighth_check_lines(check),
+        *_fp8_check_lines(check),
         *_quirk_lines(check.get("quirks", [])),
     ]
 
@@ -180,7 +180,7 @@ def _quirk_lines(quirks: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _eighth_check_lines(check: dict[str, Any]) -> list[str]:
+def _fp8_check_lines(check: dict[str, Any]) -> list[str]:
     facts = check.get("fp8")
     if facts is None:
         return []
@@ -198,7 +198,7 @@ def _eighth_check_lines(check: dict[str, Any]) -> list[str]:
     ]
     if "problem" in facts:
         return [*lines, f"NOT what was calibrated: {facts['problem']}", ""]
-    return lines + (_eighth_lines(facts) if "roundings" in facts else [])
+    return lines + (_fp8_lines(facts) if "roundings" in facts else [])
 
 
 def _decibels(error: float | None) -> str:

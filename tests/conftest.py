@@ -4,7 +4,7 @@
     micro     two layers of 48 channels, built from a bundle with a text encoder, tokenizer and VAE
     compiled  the same checkpoint for the backend torch, on a CPU
     planned   the same checkpoint for the backend tensorrt-rtx, which only a GPU could run
-    eighth    the same checkpoint for onnxruntime in FP8, by `scales` observed on noise
+    fp8_engine    the same checkpoint for onnxruntime in FP8, by `scales` observed on noise
 
 Tests that damage an engine damage a copy (`copied`).
 """
@@ -209,8 +209,8 @@ def scales(micro_bundle, shared):
 
 
 @pytest.fixture(scope="session")
-def eighth(micro_bundle, scales, shared):
-    return built(shared / "eighth", micro_bundle, precision="fp8", calibration=scales)
+def fp8_engine(micro_bundle, scales, shared):
+    return built(shared / "fp8", micro_bundle, precision="fp8", calibration=scales)
 
 
 @pytest.fixture

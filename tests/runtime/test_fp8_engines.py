@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lumosx_rt as rt
-from lumosx_rt import eighth_plans
+from lumosx_rt import fp8_plans
 from lumosx_rt.backends import Inputs
 from lumosx_rt.backends.buckets import BucketedBackend
 from lumosx_rt.backends.eager import EagerBackend
@@ -17,7 +17,7 @@ from lumosx_rt.export import tensorrt
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.program import model_inputs
 from lumosx_rt.export.rectangle import with_slots
-from lumosx_rt.export.tensorrt import Eighth, attention_sites
+from lumosx_rt.export.tensorrt import Fp8, attention_sites
 from lumosx_rt.fp8_layers import products_of
 from lumosx_rt.inspection import inspect
 from lumosx_rt.manifest import CALIBRATION, GRAPH, check_files, plan_of, read_manifest
@@ -35,19 +35,19 @@ BUCKETS = (2, 4)
 
 @pytest.fixture(scope="module")
 def planned(micro_bundle, scales, shared):
-    """A plan a bucket; the graph that they are made of is kept in `eighth-graph`."""
+    """A plan a bucket; the graph that they are made of is kept in `fp8-graph`."""
     pytest.importorskip("tensorrt_rtx")
-    export = eighth_plans.export_onnx
+    export = fp8_plans.export_onnx
 
     def keeping(model, path, **options):
         facts = export(model, path, **options)
-        shutil.copytree(path.parent, shared / "eighth-graph", dirs_exist_ok=True)
+        shutil.copytree(path.parent, shared / "fp8-graph", dirs_exist_ok=True)
         return facts
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eighth_plans, "export_onnx", keeping)
+        patch.setattr(fp8_plans, "export_onnx", keeping)
         return built(
-            shared / "eighth-planned",
+            shared / "fp8-planned",
             micro_bundle,
             backend="tensorrt-rtx",
             precision="fp8",
@@ -60,7 +60,7 @@ def planned(micro_bundle, scales, shared):
 
 @pytest.fixture(scope="module")
 def graph(planned, shared):
-    return shared / "eighth-graph" / "model.onnx"
+    return shared / "fp8-graph" / "model.onnx"
 
 
 def refusal(call, *args, **options) -> str:
@@ -72,27 +72,27 @@ def refusal(call, *args, **options) -> str:
 # -- onnxruntime ----------------------------------------------------------------------------------
 
 
-def test_an_engine_holds_its_calibration_and_half_the_bytes(eighth, micro, scales):
-    manifest = read_manifest(eighth.folder)
-    check_files(eighth.folder, manifest)
+def test_an_engine_holds_its_calibration_and_half_the_bytes(fp8_engine, micro, scales):
+    manifest = read_manifest(fp8_engine.folder)
+    check_files(fp8_engine.folder, manifest)
     assert (manifest.backend, manifest.precision) == ("onnxruntime", "fp8")
     assert set(manifest.files) == {GRAPH, f"{GRAPH}.data", CALIBRATION}
-    assert read_calibration(eighth.folder / CALIBRATION) == read_calibration(scales)
-    sizes = [(e.folder / f"{GRAPH}.data").stat().st_size for e in (eighth, micro)]
+    assert read_calibration(fp8_engine.folder / CALIBRATION) == read_calibration(scales)
+    sizes = [(e.folder / f"{GRAPH}.data").stat().st_size for e in (fp8_engine, micro)]
     table = 1001 * 256 * 4  # of time, which is no weight
     assert sizes[0] - table < 0.6 * (sizes[1] - table)
 
 
-def test_the_build_looked_into_every_product(eighth):
-    build = read_report(eighth.folder)["build"]
+def test_the_build_looked_into_every_product(fp8_engine):
+    build = read_report(fp8_engine.folder)["build"]
     assert build["fp8"]["products"] == 30 and build["fp8"]["worst_product"] < 1e-6
     assert all(1e-3 < c["relative_error"] <= c["gate"] for c in build["parity"])
-    told = (eighth.folder / "report.md").read_text("utf-8")
+    told = (fp8_engine.folder / "report.md").read_text("utf-8")
     assert "30 products, each given what really came before it" in told
 
 
-def test_verify_says_what_is_quantized_and_how_far_it_is(eighth, copied):
-    engine = rt.load(copied(eighth.folder), provider="cpu")
+def test_verify_says_what_is_quantized_and_how_far_it_is(fp8_engine, copied):
+    engine = rt.load(copied(fp8_engine.folder), provider="cpu")
     section = verify(engine, builtin_scenes(), size=SIZE, steps=3)
     assert section["fp8"]["passed"]
     assert section["fp8"]["quantized"] == section["fp8"]["sites"] == 24
@@ -108,11 +108,11 @@ def test_verify_says_what_is_quantized_and_how_far_it_is(eighth, copied):
     assert "24 of 24 sites in FP8, calibrated on noise" in told and " dB" in told
 
 
-def test_verify_fails_where_the_calibration_is_not_the_graphs(eighth, copied):
+def test_verify_fails_where_the_calibration_is_not_the_graphs(fp8_engine, copied):
     """Its file is changed, with all hashes: what the graph holds is something else then."""
     from lumosx_rt.manifest import record_files
 
-    folder = copied(eighth.folder)
+    folder = copied(fp8_engine.folder)
     raw = json.loads((folder / CALIBRATION).read_text())
     site = raw["sites"]["blocks.0.self_attn.o"]
     for operand in site["amax"]:
@@ -170,8 +170,8 @@ def test_a_calibration_of_other_weights_is_refused_before_the_export(
     assert exporter.started == 0 and not (tmp_path / "engine").exists()
 
 
-def test_another_calibration_is_another_engine(micro_bundle, scales, eighth, copied, tmp_path):
-    folder = copied(eighth.folder)
+def test_another_calibration_is_another_engine(micro_bundle, scales, fp8_engine, copied, tmp_path):
+    folder = copied(fp8_engine.folder)
     lines = []
     options = {"precision": "fp8", "report": lines.append}
     rt.build(micro_bundle, folder, calibration=scales, **options)
@@ -209,7 +209,7 @@ def test_what_a_package_is_compiled_from(micro_bundle, scales):
 @pytest.mark.slow
 def test_a_package_in_fp8(micro_bundle, scales, shared):
     options = {"backend": "torch", "device": "cpu", "precision": "fp8", "calibration": scales}
-    package = built(shared / "eighth-package", micro_bundle, **options)
+    package = built(shared / "fp8-package", micro_bundle, **options)
     parity = read_report(package.folder)["build"]["parity"]
     assert all(1e-3 < c["relative_error"] <= c["gate"] for c in parity)
     engine = rt.load(package.folder)
@@ -254,7 +254,7 @@ def test_slots_beyond_the_keys_change_nothing_and_missing_ones_do(graph, micro_b
     def velocity(slots: int) -> torch.Tensor:
         path = folder / f"slots{slots}.onnx"
         with_slots(folder / "model.onnx", path, torch.arange(slots))
-        return eighth_plans.widened(path).bind(inputs)(latents, int(time[0])).clone()
+        return fp8_plans.widened(path).bind(inputs)(latents, int(time[0])).clone()
 
     keys = (2 + 4) * 6
     right = velocity(keys)
@@ -282,7 +282,7 @@ def test_a_plan_without_its_8_bits_is_refused(graph, tmp_path, monkeypatch, faul
         precision="bf16",
         limits=Limits.exactly((2, 2, 3), max_references=4, max_seeds=4),
         targets=("sm_89",),
-        eighth=Eighth([s for s in sites if s.endswith("self.video")], products),
+        fp8=Fp8([s for s in sites if s.endswith("self.video")], products),
     )
     wanted = {
         "softmax": "blocks.0.self.video reads 0 operands in FP8, not three",

@@ -27,11 +27,11 @@ def document(scales):
 
 
 @pytest.fixture
-def changed(eighth, tmp_path):
+def changed(fp8_engine, tmp_path):
     """`changed(edit)`: a copy of the engine's graph that `edit` was given to change."""
 
     def change(edit):
-        folder = shutil.copytree((eighth.folder / GRAPH).parent, tmp_path / "graph")
+        folder = shutil.copytree((fp8_engine.folder / GRAPH).parent, tmp_path / "graph")
         graph = ir.load(folder / "model.onnx")
         edit(graph.graph)
         ir.save(graph, folder / "model.onnx")
@@ -54,14 +54,14 @@ def refusal(path, model, document) -> str:
     return str(found.value)
 
 
-def test_a_right_graph_is_exact(eighth, model, document):
-    facts = layer_parity(eighth.folder / GRAPH, model, document, document.quantized)
-    assert facts["products"] == len(products_of(eighth.folder / GRAPH)) == 30
+def test_a_right_graph_is_exact(fp8_engine, model, document):
+    facts = layer_parity(fp8_engine.folder / GRAPH, model, document, document.quantized)
+    assert facts["products"] == len(products_of(fp8_engine.folder / GRAPH)) == 30
     assert 0 < facts["worst_product"] < 1e-6 and facts["roundings"] > 40
-    assert sorted(set(products_of(eighth.folder / GRAPH).values())) == sorted(
+    assert sorted(set(products_of(fp8_engine.folder / GRAPH).values())) == sorted(
         site for site in document.quantized if not site.endswith((".self", ".cross"))
     )
-    assert {p.name for p in (eighth.folder / GRAPH).parent.iterdir()} == {
+    assert {p.name for p in (fp8_engine.folder / GRAPH).parent.iterdir()} == {
         "model.onnx",
         "model.onnx.data",
     }
@@ -123,9 +123,9 @@ def test_one_weight_off_by_one_step_is_named(changed, model, document):
     assert f"{LINEAR}: differs from float64" in refusal(changed(nudge), model, document)
 
 
-def test_a_site_that_should_not_be_quantized_is_named(eighth, model, document):
+def test_a_site_that_should_not_be_quantized_is_named(fp8_engine, model, document):
     kept = replace(document.sites[LINEAR], kept="test")
     fewer = replace(document, sites=document.sites | {LINEAR: kept})
     assert f"{LINEAR} is quantized, which it must not be" in refusal(
-        eighth.folder / GRAPH, model, fewer
+        fp8_engine.folder / GRAPH, model, fewer
     )

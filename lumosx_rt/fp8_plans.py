@@ -19,7 +19,7 @@ from lumosx_rt.export.graph import OPSETS, export_onnx
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.ops import PLAN_OPS, QDQ_NODES
 from lumosx_rt.export.rectangle import SLOTS, padded_rectangle, slots_of, with_slots
-from lumosx_rt.export.tensorrt import Eighth, Report
+from lumosx_rt.export.tensorrt import Fp8, Report
 from lumosx_rt.export.widened import widen
 from lumosx_rt.fp8_layers import layer_parity, products_of
 from lumosx_rt.manifest import plan_of
@@ -39,7 +39,7 @@ class Job(NamedTuple):
     """Inside the engine."""
     graph: Path
     limits: Limits
-    eighth: Eighth = Eighth()
+    fp8: Fp8 = Fp8()
 
 
 def widened(graph: Path) -> OnnxRuntimeBackend:
@@ -49,7 +49,7 @@ def widened(graph: Path) -> OnnxRuntimeBackend:
     return OnnxRuntimeBackend(path, "cpu")
 
 
-def eighth_jobs(
+def fp8_jobs(
     model: LumosX,
     document: Calibration,
     graph: Path,
@@ -84,8 +84,8 @@ def eighth_jobs(
     report("checking every 8-bit product")
     facts["fp8"] = layer_parity(graph.with_name("widened.onnx"), wide, document, sites)
     attention = [f"{site}.video" for site in sites if is_attention(site)]
-    eighth = Eighth(attention, products_of(graph))
-    jobs = [Job(plan_of(n), graphs[n], limits.up_to(n), eighth) for n in buckets]
+    fp8 = Fp8(attention, products_of(graph))
+    jobs = [Job(plan_of(n), graphs[n], limits.up_to(n), fp8) for n in buckets]
     return facts, jobs
 
 
