@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lumosx_rt.engine import load as load
     from lumosx_rt.guards import Flat as Flat
     from lumosx_rt.guards import NotFinite as NotFinite
+    from lumosx_rt.lossy import Lossy as Lossy
     from lumosx_rt.parity import verify as verify
     from lumosx_rt.reference.binding import VideoSize as VideoSize
     from lumosx_rt.reference.errors import LumosXError as LumosXError
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Engine": "engine",
     "Flat": "guards",
+    "Lossy": "lossy",
     "LumosXError": "reference.errors",
     "NotFinite": "guards",
     "Scene": "reference.scene",

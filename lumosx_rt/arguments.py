@@ -15,14 +15,18 @@ def loaded_engine(
     trust: bool,
     max_memory: str | None = None,
     unverified: bool = False,
+    lossy: Any = None,
 ) -> Any:
-    """An engine; that it was never compared with the reference is said in a line.
+    """An engine; that it was never compared with the reference, and that shortcuts make its videos
+    others, is each said in a line.
 
     A provider that does not exist ends the program with a usage error.
     """
     from lumosx_rt.certificate import NotVerified
     from lumosx_rt.engine import load
+    from lumosx_rt.lossy import EXACT
 
+    lossy = lossy or EXACT
     check_provider(provider)
     with warnings.catch_warnings(record=True) as noted:
         warnings.simplefilter("always", NotVerified)
@@ -33,7 +37,10 @@ def loaded_engine(
             trust=trust,
             unverified=unverified,
             max_memory=max_memory,
+            lossy=lossy,
         )
+    if lossy:
+        say(f"note: lossy ({lossy}): videos are not those that `verify` compares")
     for warning in noted:
         if issubclass(warning.category, NotVerified):
             say(f"note: {warning.message}")
@@ -42,6 +49,13 @@ def loaded_engine(
                 warning.message, warning.category, warning.filename, warning.lineno
             )
     return loaded
+
+
+def shortcuts(keys: int, skip: float) -> Any:
+    """A `Lossy`; exact where nothing was asked for. Raises LumosXError."""
+    from lumosx_rt.lossy import Lossy
+
+    return Lossy(keys_every=keys, skip_below=skip)
 
 
 def check_provider(provider: str) -> None:

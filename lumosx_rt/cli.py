@@ -14,6 +14,7 @@ from lumosx_rt import __version__
 from lumosx_rt.arguments import (
     check_provider,
     loaded_engine,
+    shortcuts,
     video_size,
 )
 from lumosx_rt.build_command import build
@@ -45,6 +46,19 @@ Provider = Annotated[
 Trust = Annotated[
     bool,
     typer.Option("--trust", help="Run compiled code that was not made on this machine."),
+]
+LossyKeys = Annotated[
+    int,
+    typer.Option(
+        help="LOSSY: references' keys and values at every so-manyth step only; 1 is exact."
+    ),
+]
+LossySkip = Annotated[
+    float,
+    typer.Option(
+        help="LOSSY: all blocks but the first skipped where its residual changed by at most this "
+        "share, like 0.1; 0 is exact."
+    ),
 ]
 Frames = Annotated[int | None, typer.Option(help="Pixel frames, 1 + 4k.")]
 Height = Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")]
@@ -104,6 +118,8 @@ def generate(
     unverified: Annotated[
         bool, typer.Option("--unverified", help="Use an engine whose last check failed.")
     ] = False,
+    lossy_keys: LossyKeys = 1,
+    lossy_skip: LossySkip = 0.0,
     force: Annotated[bool, typer.Option("--force", help="Overwrite videos.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -117,9 +133,9 @@ def generate(
         from lumosx_rt.batch import find_scenes, generate_all
         from lumosx_rt.reference.scene import Scene
 
-        paths = find_scenes(scenes)
+        paths, lossy = find_scenes(scenes), shortcuts(lossy_keys, lossy_skip)
         say(f"loading {engine}")
-        loaded = loaded_engine(engine, components, provider, trust, max_memory, unverified)
+        loaded = loaded_engine(engine, components, provider, trust, max_memory, unverified, lossy)
         if loaded.manifest.checkpoint.get("source") == "random":
             say("note: this engine has random weights; its videos are noise in colour, by design")
         with progress_bar() as bar:
@@ -238,6 +254,8 @@ def bench(
     components: Components = None,
     provider: Provider = "auto",
     trust: Trust = False,
+    lossy_keys: LossyKeys = 1,
+    lossy_skip: LossySkip = 0.0,
     as_json: Json = False,
 ) -> None:
     """Make held-out scenes of the drawn world and see who wears what: rates with intervals.
@@ -254,6 +272,7 @@ def bench(
         from lumosx_rt.bench.command import bench as run_bench
         from lumosx_rt.bench.command import default_folder, told
 
+        lossy = shortcuts(lossy_keys, lossy_skip)
         with progress_bar() as bar:
             task = bar.add_task("bench", total=None)
 
@@ -262,7 +281,7 @@ def bench(
 
             summary = run_bench(
                 model,
-                out or default_folder(model, suite, scene_list, quick),
+                out or default_folder(model, suite, scene_list, quick, lossy),
                 suite=suite,
                 scene_list=scene_list,
                 scenes=scenes,
@@ -272,6 +291,7 @@ def bench(
                 components=components,
                 provider=provider,  # type: ignore[arg-type]  # checked above
                 trust=trust,
+                lossy=lossy,
                 report=say,
                 progress=progress,
             )

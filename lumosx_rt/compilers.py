@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -24,6 +24,7 @@ from lumosx_rt.calibration.carry import carried, check_carriable
 from lumosx_rt.calibration.document import Calibration, read_calibration
 from lumosx_rt.export.graph import OPSETS
 from lumosx_rt.export.limits import Limits
+from lumosx_rt.export.marks import marked, name_marked
 from lumosx_rt.export.ops import QDQ_NODES, export_ops
 from lumosx_rt.fp8_layers import layer_parity
 from lumosx_rt.kernels.qdq import PLAIN
@@ -137,12 +138,22 @@ class OnnxCompiler:
     ) -> dict[str, Any]:
         from lumosx_rt.export.graph import export_onnx
 
-        path, ops = engine / GRAPH, export_ops(self.opset)
+        path, ops, precision = engine / GRAPH, export_ops(self.opset), self.precision
+        with ExitStack() as stack:
+            if self.document is not None:
+                precision = "fp32"  # of what stays
+                ops = stack.enter_context(carried(model, self.document, QDQ_NODES, ops))
+            facts = export_onnx(
+                model,
+                path,
+                opset=self.opset,
+                precision=precision,
+                ops=stack.enter_context(marked(model, ops)),
+                finish=name_marked,
+                report=report,
+            )
         if self.document is None:
-            precision = self.precision
-            return export_onnx(model, path, opset=self.opset, precision=precision, report=report)
-        with carried(model, self.document, QDQ_NODES, ops) as ops:
-            facts = export_onnx(model, path, opset=self.opset, ops=ops, report=report)
+            return facts
         report("checking every 8-bit product")
         return facts | {"fp8": layer_parity(path, model, self.document, self.document.quantized)}
 

@@ -15,6 +15,7 @@ from lumosx_rt.backends.loading import load_backend
 from lumosx_rt.backends.providers import Provider
 from lumosx_rt.export.program import MAX_STREAMS
 from lumosx_rt.guards import Health, NotFinite, check_binding
+from lumosx_rt.lossy import EXACT, Lossy
 from lumosx_rt.manifest import Manifest, check_files, read_manifest
 from lumosx_rt.memory import Job, MemoryPlan, held_at_load, parse_bytes
 from lumosx_rt.reference.binding import NEGATIVE_PROMPT, VideoSize, bind
@@ -50,6 +51,7 @@ def load(
     unverified: bool = False,
     max_memory: str | int | None = None,
     remember: str | int = REMEMBERED_BYTES,
+    lossy: Lossy = EXACT,
 ) -> "Engine":
     """Load an engine directory.
 
@@ -62,6 +64,7 @@ def load(
     max_memory: what the process may hold, like "8GiB"; requests are adapted to it, or refused.
     remember: for embeddings and latents kept between requests, at most 1/16 of max_memory; 0 is
     none.
+    lossy: shortcuts over neighbouring steps; the video is another one then.
     Raises LumosXError for whatever does not fit.
     """
     folder = Path(path)
@@ -69,9 +72,11 @@ def load(
     manifest = read_manifest(folder)
     check_files(folder, manifest, hashes=check_hashes)
     certificate.demand(folder, unverified=unverified)
-    backend = load_backend(folder, manifest, provider, trust=trust)
+    backend = load_backend(folder, manifest, provider, trust=trust, lossy=lossy)
     kept = parse_bytes(remember) if remember else 0
-    return Engine(folder, manifest, backend, components, max_memory=limit, remember=kept)
+    return Engine(
+        folder, manifest, backend, components, max_memory=limit, remember=kept, lossy=lossy
+    )
 
 
 class Settings(TypedDict, total=False):
@@ -100,14 +105,15 @@ class Engine:
         *,
         max_memory: int | None = None,
         remember: int = REMEMBERED_BYTES,
+        lossy: Lossy = EXACT,
     ) -> None:
         self.folder, self.manifest, self.backend = folder, manifest, backend
+        self.lossy = lossy
         self.config = LumosXConfig.from_dict(manifest.model)
         self.max_memory = max_memory
         self._held_bytes = held_at_load()
-        if (
-            max_memory is not None
-        ):  # what may be remembered is set aside, so that plans stay as told
+        if max_memory is not None:
+            # what may be remembered is set aside, so that plans stay as told
             remember = min(remember, max_memory // 16)
             self._held_bytes += remember
         self.health, self.remembered = Health(), Remembered(remember)
@@ -228,6 +234,7 @@ class Engine:
             text_encoder_bytes=sum(file.stat().st_size for file in text_files),
             vae_width=int(vae.config.base_dim),
             vae_halo=halo(vae.decoder),
+            lossy=self.lossy,
         )
         return memory.plan(job, self.max_memory)
 

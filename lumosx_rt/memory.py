@@ -8,6 +8,8 @@ G groups of at most M pictures of T tokens; e bytes a number.
                  e (H V (v + c) + 3 H G (M T)^2 + 4 H C L + H V L + 10 (V + C) D + 2 (V + C) F)
                torch packages and plans, where attention leaves no table behind:
                  e (12 (V + C) D + max(2 (V + C) F, H C L))
+               kept by lossy shortcuts, keys of N blocks and their zeros; residuals:
+                 e (2 N C + V) D; e 4 V D
     decode     the largest of the decoder's last stages, for the pixels p of a tile with its halo:
                  4 b 4 p 21, or 56 where torch unrolls convolutions; of tiles 25, or 84
                and (rows columns)^2 4 4 for the attention over a frame; then what is kept
@@ -24,6 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lumosx_rt.lossy import EXACT, Lossy
 from lumosx_rt.reference import decode as tiles
 from lumosx_rt.reference.binding import VideoSize
 from lumosx_rt.reference.config import LumosXConfig
@@ -62,6 +65,7 @@ class Job:
     """Channels of the VAE's last stage."""
     vae_halo: int = 13
     """Latent cells that a tile sees on each side."""
+    lossy: Lossy = EXACT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +140,7 @@ def _ways(job: Job) -> Iterator[MemoryPlan]:
 def _way(job: Job, frees: bool, sequential: bool, tile: Tile | None) -> MemoryPlan:
     text = job.text_encoder_bytes
     base = job.held_bytes + (0 if frees else text)
-    denoise = denoise_bytes(job, 1 if sequential else job.branches)
+    denoise = denoise_bytes(job, 1 if sequential else job.branches) + kept_bytes(job)
     arena = denoise if job.backend == "onnxruntime" else 0  # it gives nothing back
     return MemoryPlan(
         held_bytes=job.held_bytes,
@@ -178,6 +182,18 @@ def denoise_bytes(job: Job, branches: int) -> int:
         attended = heads * (video * seen + 3 * grouped + video * words) + 4 * biased
         return (attended + 10 * rows * config.dim + 2 * hidden) * job.number_bytes
     return (12 * rows * config.dim + max(2 * hidden, biased)) * job.number_bytes
+
+
+def kept_bytes(job: Job) -> int:
+    """What shortcuts keep from one step to the next, for all guidance branches."""
+    layout, streams = job.layout, job.requests * job.branches
+    condition = streams * layout.references * layout.frame_tokens
+    video, numbers = streams * job.seeds * layout.video_tokens, 0
+    if job.lossy.reuses_keys:
+        numbers += 2 * job.config.num_layers * condition + video
+    if job.lossy.skips_blocks:
+        numbers += 4 * video
+    return numbers * job.config.dim * job.number_bytes
 
 
 def decode_bytes(job: Job, tile: Tile | None) -> int:

@@ -7,6 +7,7 @@ from lumosx_rt import cache
 from lumosx_rt.backends import Backend
 from lumosx_rt.backends.aoti import TorchBackend
 from lumosx_rt.backends.buckets import BucketedBackend
+from lumosx_rt.backends.caching import CachingBackend
 from lumosx_rt.backends.onnxruntime import OnnxRuntimeBackend
 from lumosx_rt.backends.package import check_package
 from lumosx_rt.backends.plan import check_plan, import_tensorrt_rtx
@@ -14,20 +15,36 @@ from lumosx_rt.backends.plugin_plan import check_plugin_plan, declare_plugins, i
 from lumosx_rt.backends.providers import COMPILING, Provider, serving_of
 from lumosx_rt.backends.tensorrt import TensorRtBackend
 from lumosx_rt.backends.tensorrt_rtx import TensorRtRtxBackend
+from lumosx_rt.lossy import EXACT, Lossy
 from lumosx_rt.manifest import GRAPH, PACKAGE, PLAN, Manifest, buckets_of, plan_of
+from lumosx_rt.reference.config import LumosXConfig
 from lumosx_rt.reference.errors import LumosXError
 
 
 def load_backend(
-    folder: Path, manifest: Manifest, provider: Provider = "auto", *, trust: bool = False
+    folder: Path,
+    manifest: Manifest,
+    provider: Provider = "auto",
+    *,
+    trust: bool = False,
+    lossy: Lossy = EXACT,
 ) -> Backend:
     """What runs the engine in `folder`.
 
     provider: where onnxruntime runs; the others run where they were compiled for, and only that
-    may be asked of them. trust: run compiled code that was not made on this machine.
+    may be asked of them. trust: run compiled code that was not made on this machine. lossy: only
+    graphs can leave parts of themselves out.
     Raises LumosXError for whatever does not fit.
     """
+    if lossy and manifest.backend != "onnxruntime":
+        raise LumosXError(
+            f"lossy: {folder} is compiled as a whole ({manifest.backend}), and shortcuts leave "
+            "parts out; build with --backend onnxruntime, or take none"
+        )
     if manifest.backend == "onnxruntime":
+        if lossy:
+            config = LumosXConfig.from_dict(manifest.model)
+            return CachingBackend(folder / GRAPH, config, lossy, provider)
         serving = serving_of(manifest) if provider in COMPILING else None
         return OnnxRuntimeBackend(folder / GRAPH, provider, serving=serving)
     if manifest.backend in ("tensorrt-rtx", "tensorrt") and provider not in ("auto", "cuda"):

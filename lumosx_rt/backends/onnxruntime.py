@@ -40,62 +40,32 @@ class OnnxRuntimeBackend:
         import onnxruntime
 
         self._ort: Any = onnxruntime
-        if provider not in PROVIDERS:
-            raise LumosXError(f"provider: got '{provider}', accepted are {', '.join(PROVIDERS)}")
-        if provider == "auto":
-            provider = "cuda" if NAMES["cuda"] in onnxruntime.get_available_providers() else "cpu"
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-        options.inter_op_num_threads = 1  # the graph is a chain
-        options.enable_mem_pattern = False  # shapes change from request to request
-        options.log_severity_level = 3
-        # its own 8-bit kernels know no e4m3: there and back stays as it stands in the graph
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-        self.session: Any = open_session(onnxruntime, graph, provider, options, serving)
+        self.provider = chosen(onnxruntime, provider)
+        options = session_options(onnxruntime, threads)
+        self.session: Any = open_session(onnxruntime, graph, self.provider, options, serving)
         self.limits = serving.limits.table() if serving and provider in COMPILING else None
-        self.provider = provider
         self.threads = options.intra_op_num_threads
 
     def bind(self, inputs: Inputs) -> Denoiser:
-        device = "cpu" if self.provider == "cpu" else "cuda"
-        static = (inputs.text, inputs.references, inputs.template, *inputs.structure)
-        # on a CPU onnxruntime works in these very arrays, so they live as long as `denoise` does
-        arrays: dict[str, Any] = {
-            "latents": np.zeros(inputs.shape, np.float32),
-            "time": np.zeros(inputs.shape[:1], np.int64),
-            OUTPUT: np.zeros(inputs.shape, np.float32),
-            **{
-                name: np.ascontiguousarray(tensor.numpy())
-                for name, tensor in zip(INPUTS[2:], static, strict=True)
-            },
-        }
+        given = Given(self._ort, inputs, self.provider)
         if self.limits is not None:
-            self._check({name: arrays[name].shape for name in INPUTS})
-        make = self._ort.OrtValue.ortvalue_from_numpy
-        values = {name: make(array, device, 0) for name, array in arrays.items()}
+            self._check({name: given.arrays[name].shape for name in INPUTS})
+        out = given.add(OUTPUT, np.zeros(inputs.shape, np.float32))
         binding = self.session.io_binding()
         for name in INPUTS:
-            binding.bind_ortvalue_input(name, values[name])
-        binding.bind_ortvalue_output(OUTPUT, values[OUTPUT])
+            binding.bind_ortvalue_input(name, given.values[name])
+        binding.bind_ortvalue_output(OUTPUT, given.values[OUTPUT])
 
         def denoise(latents: Tensor, time: int) -> Tensor:
-            arrays["latents"][...] = latents.numpy()
-            arrays["time"][...] = time
-            if device != "cpu":
-                for name in ("latents", "time"):
-                    values[name].update_inplace(arrays[name])
-            try:
-                self.session.run_with_iobinding(binding)
-            except Exception as error:
-                reason = str(error).splitlines()[0]
-                raise LumosXError(f"onnxruntime failed at time {time}: {reason}") from None
-            return torch.from_numpy(arrays[OUTPUT] if device == "cpu" else values[OUTPUT].numpy())
+            given.set(latents, time)
+            run(self.session, binding, time)
+            on_cpu = self.provider == "cpu"
+            return torch.from_numpy(out if on_cpu else given.values[OUTPUT].numpy())
 
         return denoise
 
     def describe(self) -> dict[str, str]:
-        where = f"cpu, {self.threads} threads" if self.provider == "cpu" else self.provider
-        return {"backend": "onnxruntime", "device": where, "onnxruntime": self._ort.__version__}
+        return described(self._ort, self.provider, self.threads)
 
     def _check(self, shapes: dict[str, tuple[int, ...]]) -> None:
         try:
@@ -105,3 +75,70 @@ class OnnxRuntimeBackend:
                 f"{error}; --provider {self.provider} compiles for the engine's own video size, "
                 "the others take every size: --provider cpu or cuda"
             ) from None
+
+
+class Given:
+    """What a call is bound to, where the provider wants it: arrays, and OrtValues made of them.
+
+    On a CPU onnxruntime works in these very arrays: they have to live as long as what is bound.
+    """
+
+    def __init__(self, ort: Any, inputs: Inputs, provider: str) -> None:
+        self._make, self.device = ort.OrtValue.ortvalue_from_numpy, device_of(provider)
+        self.arrays: dict[str, Any] = {}
+        self.values: dict[str, Any] = {}
+        self.add("latents", np.zeros(inputs.shape, np.float32))
+        self.add("time", np.zeros(inputs.shape[:1], np.int64))
+        static = (inputs.text, inputs.references, inputs.template, *inputs.structure)
+        for name, tensor in zip(INPUTS[2:], static, strict=True):
+            self.add(name, np.ascontiguousarray(tensor.numpy()))
+
+    def add(self, name: str, array: Any) -> Any:
+        self.arrays[name] = array
+        self.values[name] = self._make(array, self.device, 0)
+        return array
+
+    def set(self, latents: Tensor, time: int) -> None:
+        """Of one step."""
+        self.arrays["latents"][...] = latents.numpy()
+        self.arrays["time"][...] = time
+        if self.device != "cpu":
+            for name in ("latents", "time"):
+                self.values[name].update_inplace(self.arrays[name])
+
+
+def device_of(provider: str) -> str:
+    return "cpu" if provider == "cpu" else "cuda"
+
+
+def chosen(ort: Any, provider: Provider) -> str:
+    """A provider for what was asked. Raises LumosXError for one that does not exist."""
+    if provider not in PROVIDERS:
+        raise LumosXError(f"provider: got '{provider}', accepted are {', '.join(PROVIDERS)}")
+    if provider != "auto":
+        return provider
+    return "cuda" if NAMES["cuda"] in ort.get_available_providers() else "cpu"
+
+
+def session_options(ort: Any, threads: int | None = None) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.inter_op_num_threads = 1  # the graph is a chain
+    options.enable_mem_pattern = False  # shapes change from request to request
+    options.log_severity_level = 3
+    # its own 8-bit kernels know no e4m3: there and back stays as it stands in the graph
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
+
+
+def run(session: Any, binding: Any, time: int) -> None:
+    try:
+        session.run_with_iobinding(binding)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise LumosXError(f"onnxruntime failed at time {time}: {reason}") from None
+
+
+def described(ort: Any, provider: str, threads: int) -> dict[str, str]:
+    where = f"cpu, {threads} threads" if provider == "cpu" else provider
+    return {"backend": "onnxruntime", "device": where, "onnxruntime": ort.__version__}

@@ -132,12 +132,21 @@ def options_of(provider: str, serving: Serving | None) -> dict[str, str]:
 
 
 def open_session(
-    ort: Any, graph: Path, provider: str, settings: Any, serving: Serving | None
+    ort: Any,
+    graph: Path,
+    provider: str,
+    settings: Any,
+    serving: Serving | None = None,
+    part: bytes | None = None,
 ) -> Any:
     """A session that runs on this provider. Raises LumosXError where it does not.
 
-    ort: the module onnxruntime. settings: a SessionOptions, which is added to.
+    ort: the module onnxruntime. settings: a SessionOptions, which is added to. part: a model that
+    is run in place of the graph, with weights that lie beside it.
     """
+    if part is not None:
+        folder = "session.model_external_initializers_file_folder_path"
+        settings.add_session_config_entry(folder, str(graph.parent))
     device = _plugin_device(ort) if provider == "tensorrt-rtx" else None
     name = NAMES[provider]
     if device is None and name not in ort.get_available_providers():
@@ -155,7 +164,7 @@ def open_session(
         else:
             settings.add_provider_for_devices([device], options)
             chosen = {}
-        session = ort.InferenceSession(graph, settings, enable_fallback=0, **chosen)
+        session = ort.InferenceSession(part or graph, settings, enable_fallback=0, **chosen)
     except Exception as error:  # onnxruntime's own exceptions share no base class
         where, mended = ("", "") if provider == "cpu" else (f" on {name}", f"; {_mended(provider)}")
         if provider in COMPILING:

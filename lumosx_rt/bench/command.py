@@ -18,6 +18,7 @@ from lumosx_rt.bench.suite import Progress, identity_of, read_results, run_suite
 from lumosx_rt.bench.table import as_text, compare, summarise
 from lumosx_rt.certificate import certify_binding
 from lumosx_rt.files import replacing, write_atomically
+from lumosx_rt.lossy import EXACT, Lossy
 from lumosx_rt.manifest import MANIFEST
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.world.scene_lists import BINDING, BINDING_CI, FOUR
@@ -40,6 +41,7 @@ def bench(
     components: Path | None = None,
     provider: Provider = "auto",
     trust: bool = False,
+    lossy: Lossy = EXACT,
     report: Callable[[str], None] = lambda line: None,
     progress: Progress = lambda name, done, of: None,
 ) -> dict[str, Any]:
@@ -48,7 +50,8 @@ def bench(
     folder: where results are kept, and found again by the same command. scenes: only the first so
     many of the list. sampling: also as {name: value}, None where the suite's own is meant. quick:
     less of "speed" (`speed_command.bench_speed`), which knows no scenes and no `against`. against:
-    scenes.jsonl of another run, for paired differences. trust: as for `load`.
+    scenes.jsonl of another run, for paired differences. trust, lossy: as for `load`; speed and the
+    VAE know no shortcuts.
     Raises LumosXError for whatever does not fit, before anything slow where it can.
     """
     if suite not in SUITES:
@@ -59,6 +62,10 @@ def bench(
     given = {name: value for name, value in given.items() if value is not None}
     if quick and suite != "speed":
         raise LumosXError(f"quick: only speed can be quick, not {suite}; take --scenes for fewer")
+    if lossy and suite not in ("binding", "stills"):
+        raise LumosXError(
+            f"lossy: shortcuts are judged by binding, not by {suite}; leave them away"
+        )
     if suite == "speed":
         if scenes is not None or against is not None:
             raise LumosXError("scenes, against: speed is timed without them; leave them away")
@@ -89,7 +96,7 @@ def bench(
     maker = (
         vae_alone(path, components)
         if suite == "vae-ceiling"
-        else sampled(path, sampling, components, provider, trust)
+        else sampled(path, sampling, components, provider, trust, lossy)
     )
     identity = identity_of(suite, chosen, maker.identity | {"lumosx_rt": __version__})
     if against is not None:
@@ -99,7 +106,7 @@ def bench(
     summary = {"suite": suite, "list": chosen.name, "folder": str(folder)} | summarise(results)
     if others is not None:
         summary["against"] = {"run": str(against)} | compare(results, others)
-        if suite == "binding" and (path / MANIFEST).is_file():
+        if suite == "binding" and (path / MANIFEST).is_file() and not lossy:
             certify_binding(path, chosen.name, summary["against"])
     write_atomically(folder / SUMMARY_FILE, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     with replacing(folder / PAGE_FILE) as temporary:
@@ -107,9 +114,13 @@ def bench(
     return summary
 
 
-def default_folder(path: Path, suite: str, scene_list: str, quick: bool = False) -> Path:
+def default_folder(
+    path: Path, suite: str, scene_list: str, quick: bool = False, lossy: Lossy = EXACT
+) -> Path:
     """Where a run is kept that was not told where."""
     last = f"-{scene_list}" if suite != "speed" else "-quick" if quick else ""
+    last += f"-keys{lossy.keys_every}" if lossy.reuses_keys else ""
+    last += f"-skip{lossy.skip_below:g}" if lossy.skips_blocks else ""
     return Path("out", f"bench-{path.resolve().name}-{suite}{last}")
 
 

@@ -14,6 +14,7 @@ from lumosx_rt.backends.providers import Provider
 from lumosx_rt.builder import MAX_REFERENCES
 from lumosx_rt.engine import Engine, load
 from lumosx_rt.export.program import LIMITS
+from lumosx_rt.lossy import EXACT, Lossy
 from lumosx_rt.manifest import MANIFEST, Manifest, read_manifest
 from lumosx_rt.reference.binding import VideoSize
 from lumosx_rt.reference.bundle import find_bundle
@@ -53,14 +54,25 @@ def sampled(
     components: Path | None = None,
     provider: Provider = "auto",
     trust: bool = False,
+    lossy: Lossy = EXACT,
 ) -> Maker:
     """Clips by an engine directory, or by the PyTorch reference of a bundle.
 
-    trust: as for `load`. Raises LumosXError for a path that is neither.
+    trust, lossy: as for `load`. Raises LumosXError for a path that is neither, and for shortcuts
+    of the reference.
     """
     if (path / MANIFEST).is_file():
         # whether it is the reference's equal is what is being measured
-        engine = load(path, components=components, provider=provider, trust=trust, unverified=True)
+        engine = load(
+            path,
+            components=components,
+            provider=provider,
+            trust=trust,
+            unverified=True,
+            lossy=lossy,
+        )
+    elif lossy:
+        raise LumosXError(f"lossy: {path} is no engine, and the reference takes no shortcuts")
     else:
         engine = reference_engine(path, components)
     manifest = engine.manifest
