@@ -57,6 +57,51 @@ def curves(title: str, across: str, up: str, series: Mapping[str, Sequence[Point
     return stack(parts, 4)
 
 
+def frontier(
+    title: str,
+    across: str,
+    up: str,
+    points: Sequence[tuple[str, str, float, float, float, float]],
+) -> Image.Image:
+    """Points (kind, name, x, y, low, high) with an interval in y; those that none beats, in less x
+    and more y, joined by a line. x from 0, y from just below the lowest interval."""
+    kinds = list(dict.fromkeys(kind for kind, *_ in points))
+    colours = dict(zip(kinds, _cycle(len(kinds)), strict=True))
+    x_ticks = ticks(max(point[2] for point in points))
+    bottom, top = min(point[4] for point in points), max(point[5] for point in points)
+    y_ticks = ticks((top - bottom) or 1)
+    step = y_ticks[1]
+    base = math.floor(bottom / step) * step
+    y_ticks = [base + i * step for i in range(max(math.ceil((top - base) / step - 1e-9), 1) + 1)]
+    wide, tall = 720 - LEFT - RIGHT, 340 - ABOVE - BELOW
+    image = Image.new("RGB", (720, 340), PAPER)
+    pen, font, small = ImageDraw.Draw(image), font_of(12), font_of(11)
+
+    def place(x: float, y: float) -> Point:
+        share = (y - base) / (y_ticks[-1] - base)
+        return LEFT + x / x_ticks[-1] * wide, 340 - BELOW - share * tall
+
+    for y in y_ticks:
+        pen.line([place(0, y), place(x_ticks[-1], y)], GRID)
+        pen.text((LEFT - 8, place(0, y)[1]), f"{y:.3g}", FAINT, font, anchor="rm")
+    for x in x_ticks:
+        pen.line([place(x, base), place(x, y_ticks[-1])], GRID)
+        pen.text((place(x, base)[0], 340 - BELOW + 6), f"{x:g}", FAINT, font, anchor="mt")
+    best, line = -math.inf, []
+    for _, _, x, y, _, _ in sorted(points, key=lambda point: (point[2], -point[3])):
+        if y > best:
+            best = y
+            line.append(place(x, y))
+    pen.line(line, FAINT, 1)
+    for kind, name, x, y, low, high in points:
+        at = place(x, y)
+        pen.line([place(x, low), place(x, high)], colours[kind], 1)
+        pen.ellipse((at[0] - 4, at[1] - 4, at[0] + 4, at[1] + 4), colours[kind])
+        pen.text((at[0] + 6, at[1] - 4), name, colours[kind], small, anchor="lb")
+    pen.text((LEFT + wide / 2, 340 - 4), across, INK, font, anchor="mb")
+    return stack([text_line(title, 16), text_line(up, 12, FAINT), _legend(kinds), image], 4)
+
+
 def bars(
     title: str, unit: str, rows: Sequence[tuple[str, Mapping[str, float], str]]
 ) -> Image.Image:
