@@ -5,14 +5,15 @@ python benchmarks/full_size_build.py -o benchmarks/results/full_size_build.json
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import psutil
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.records import keep  # noqa: E402
 
 
 def full_size_build(folder: Path, preset: str = "1.3b") -> dict[str, Any]:
@@ -29,12 +30,6 @@ def full_size_build(folder: Path, preset: str = "1.3b") -> dict[str, Any]:
         "operators": sum(facts["operators"].values()),
         "attention_operators": facts["operators"]["Attention"],
         "parity": facts["parity"],
-        "environment": {
-            "cpus": psutil.cpu_count(),
-            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-            "machine": platform.machine(),
-            "python": platform.python_version(),
-        },
     }
 
 
@@ -44,10 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         facts = full_size_build(Path(folder))
-    text = json.dumps(facts, indent=2) + "\n"
-    print(text, end="")
-    if arguments.out:
-        arguments.out.write_text(text)
+    keep(facts, arguments.out)
 
 
 if __name__ == "__main__":

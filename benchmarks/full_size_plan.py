@@ -8,15 +8,15 @@ In FP8, scales are observed on noise, and there is a plan for each bucket of ref
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.records import keep  # noqa: E402
 
 
 def full_size_plan(
@@ -42,13 +42,6 @@ def full_size_plan(
         "layouts": json.loads((out / "manifest.json").read_text())["layouts"],
         "parity": facts["parity"],
         "plan_run": "not run: no GPU",
-        "environment": {
-            "cpus": psutil.cpu_count(),
-            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-            "machine": platform.machine(),
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "onnx", "onnxruntime", "tensorrt-rtx")},
-        },
     }
 
 
@@ -63,10 +56,7 @@ def main() -> None:
         facts = full_size_plan(
             Path(folder), arguments.preset, arguments.precision, arguments.buckets
         )
-    text = json.dumps(facts, indent=2) + "\n"
-    print(text, end="")
-    if arguments.out:
-        arguments.out.write_text(text)
+    keep(facts, arguments.out)
 
 
 if __name__ == "__main__":

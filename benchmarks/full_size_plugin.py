@@ -8,17 +8,18 @@ it by its path. No TensorRT is needed.
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.records import keep  # noqa: E402
 
 MOST_GIB = 20  # of memory
 
@@ -38,13 +39,6 @@ def full_size_plugin(folder: Path, preset: str = "1.3b") -> dict[str, Any]:
         f"within_{MOST_GIB}_gib": peak <= MOST_GIB,
         "graph_bytes": graph.stat().st_size,
         "weights_bytes": graph.with_name("model.onnx.data").stat().st_size,
-        "environment": {
-            "cpus": psutil.cpu_count(),
-            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-            "machine": platform.machine(),
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "onnx", "onnxscript")},
-        },
     }
 
 
@@ -92,10 +86,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         facts = full_size_plugin(Path(folder), given.preset)
-    text = json.dumps(facts, indent=2) + "\n"
-    print(text, end="")
-    if given.out:
-        given.out.write_text(text)
+    keep(facts, given.out)
 
 
 if __name__ == "__main__":

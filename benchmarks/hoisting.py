@@ -9,10 +9,9 @@ step). Their share bounds the gain.
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,9 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.records import keep  # noqa: E402
 from lumosx_rt.export.program import model_inputs
 from lumosx_rt.reference.config import LumosXConfig
 from lumosx_rt.reference.layout import SceneLayout
@@ -83,17 +85,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    content = measure(arguments.rounds) | {
-        "environment": {
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-    }
-    text = json.dumps(content, indent=2)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text + "\n")
+    keep(measure(arguments.rounds), arguments.out)
 
 
 if __name__ == "__main__":

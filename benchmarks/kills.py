@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import random
 import shutil
 import signal
@@ -31,6 +30,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import lumosx_rt as rt
+from benchmarks.records import keep
 from lumosx_rt import calibrating, training
 from lumosx_rt.bench.command import bench
 from lumosx_rt.export import graph
@@ -266,12 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "wrong": sum(len(found["wrong"]) for found in jobs.values()),
         "seed": given.seed,
         "jobs": jobs,
-        "environment": {"machine": platform.machine(), "python": platform.python_version()},
     }
-    text = json.dumps(record, indent=1) + "\n"
-    print(text, end="")
-    if given.out is not None:
-        given.out.write_text(text)
+    keep(record, given.out)
     return 1 if record["wrong"] else 0
 
 

@@ -12,7 +12,6 @@ SECONDS, memory that grows, anything made outside the case's folder. Exit status
 import argparse
 import copy
 import json
-import platform
 import random
 import resource
 import shutil
@@ -26,6 +25,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.records import keep  # noqa: E402
 
 SECONDS = 20
 MEMORY_BYTES = 1 << 30
@@ -314,7 +317,6 @@ def run(
         "first": first,
         "seconds": round(time.monotonic() - started, 1),
         "kinds": kinds,
-        "environment": {"machine": platform.machine(), "python": platform.python_version()},
     }
 
 
@@ -330,10 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(line, file=sys.stderr, flush=True)
 
     record = run(given.only or list(KINDS), given.count, given.first, report)
-    text = json.dumps(record, indent=1) + "\n"
-    print(text, end="")
-    if given.out is not None:
-        given.out.write_text(text)
+    keep(record, given.out)
     return 1 if record["wrong"] else 0
 
 

@@ -10,7 +10,6 @@ the peak of a process of its own for every case.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,10 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import lumosx_rt as rt
+from benchmarks.records import keep  # noqa: E402
 from lumosx_rt.engine import Engine
 from lumosx_rt.parity import builtin_scenes
 
@@ -194,17 +196,10 @@ def main() -> None:
     content = {
         "times": time_rows(arguments.engines[0], arguments.rounds),
         "memory": memory_rows(arguments.engines),
-        "environment": {
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "onnxruntime": rt.load(arguments.engines[0]).backend.describe()["onnxruntime"],
-            "size": SIZE,
-            "steps": STEPS,
-        },
+        "size": SIZE,
+        "steps": STEPS,
     }
-    if arguments.out:
-        arguments.out.write_text(json.dumps(content, indent=2) + "\n")
+    keep(content, arguments.out)
 
 
 if __name__ == "__main__":

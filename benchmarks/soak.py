@@ -9,9 +9,9 @@ growth is that of a straight line through the second half, and of the last over 
 import argparse
 import ctypes
 import gc
-import json
 import os
 import platform
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import lumosx_rt as rt
+from benchmarks.records import keep  # noqa: E402
 from lumosx_rt.engine import Engine
 from lumosx_rt.memory import resident_bytes
 from lumosx_rt.parity import builtin_scenes
@@ -82,16 +85,8 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     engine = rt.load(arguments.engine, provider="cpu", remember="4MiB")
     content = soak(engine, arguments.requests, arguments.steps)
-    content["environment"] = {
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        **engine.backend.describe(),
-    }
-    text = json.dumps(content, indent=2)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text + "\n")
+    content["environment"] = engine.backend.describe()
+    keep(content, arguments.out)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,18 @@ sampling does.
 """
 
 import argparse
-import json
-import platform
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import lumosx_rt as rt
+from benchmarks.records import keep  # noqa: E402
 from lumosx_rt.backends import Inputs
 from lumosx_rt.export.program import model_inputs
 from lumosx_rt.reference.layout import SceneLayout
@@ -71,15 +73,8 @@ def main() -> None:
     given = arguments().parse_args()
     engine = rt.load(given.engine, provider=given.provider)
     facts = time_engine(engine, given.layout, given.seeds, given.repeats)
-    facts["environment"] = {
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        **engine.manifest.versions,
-    }
-    text = json.dumps(facts, indent=2) + "\n"
-    print(text, end="")
-    if given.out:
-        given.out.write_text(text)
+    facts["environment"] = {"built with": engine.manifest.versions}
+    keep(facts, given.out)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-
 from lumosx_rt import cache
 from lumosx_rt.backends.eager import recast
 from lumosx_rt.backends.plugin_plan import BACKEND, declare_plugins, gpu_here, import_tensorrt
@@ -22,14 +20,12 @@ from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.tensorrt import Report, build_plan
 from lumosx_rt.manifest import PLAN, sha256_of
 from lumosx_rt.parity import FORWARD_CASES
+from lumosx_rt.plans import DTYPES, MAX_SEEDS
 from lumosx_rt.reference.binding import VideoSize
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.layout import SceneLayout
 from lumosx_rt.reference.model import LumosX
 from lumosx_rt.versions import versions
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-MAX_SEEDS = 4
 
 
 @dataclass(frozen=True)

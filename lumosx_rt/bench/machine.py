@@ -13,7 +13,7 @@ import lumosx_rt
 
 LIBRARIES = (
     *("torch", "triton", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy"),
-    *("diffusers", "transformers"),
+    *("diffusers", "transformers", "tensorrt", "tensorrt-rtx"),
 )
 
 
