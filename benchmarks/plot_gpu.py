@@ -14,7 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.hopper.roofline import CEILING_TFLOPS  # noqa: E402
+from lumosx_rt.bench.roofline import CEILING_TFLOPS  # noqa: E402
 from lumosx_rt.reference.layout import SceneLayout  # noqa: E402
 
 Row = dict[str, Any]

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.sources import has_changed  # noqa: E402
+from lumosx_rt.bench.speed_page import share  # noqa: E402
 from lumosx_rt.files import write_atomically  # noqa: E402
 
 Record = dict[str, Any]
@@ -148,10 +149,13 @@ def latency(record: Record, root: Path) -> str:
     for name in ("request", "to_first_step", "step", "text", "pictures", "denoising", "decoding"):
         cells = [_spread(row["ms"][name]) for row in requests.values()]
         table.append([name.replace("_", " "), *cells])
-    growth = [["median of one step, ms; videos an hour", ""], ["---"] * 2]
+    top = rows.get("ceiling")
+    of_top = f" (of {top['tflops']:.3g} TFLOP/s, a large {top['dtype']} product)" if top else ""
+    growth = [[f"median of one step, ms{of_top}; videos an hour", ""], ["---"] * 2]
     for kind, title in _GROWTH.items():
         points = {n.partition("/")[2]: r for n, r in rows.items() if n.startswith(f"{kind}/")}
-        growth.append([title, ", ".join(f"{x}: {_figure(row)}" for x, row in points.items())])
+        cells = [f"{x}: {_figure(row, rows.get('ceiling', {}))}" for x, row in points.items()]
+        growth.append([title, ", ".join(cells)])
     about = (
         f"{record['engine']} ({record['backend']}, {record['precision']}), {size['frames']} frames "
         f"of {size['height']}x{size['width']}, {settings['steps']} steps, guidance "
@@ -175,10 +179,34 @@ def latency(record: Record, root: Path) -> str:
     return "\n\n".join([*parts, _markdown(table), _markdown(growth)])
 
 
+def lossy(record: Record, root: Path) -> str:
+    """Shortcuts down; what they save, what they do."""
+    machine = record["machine"]
+    about = (
+        f"{record['scenes']} scenes of {record['list']}, {record['steps']} steps; "
+        f"{machine['processor']}, threads: {machine['threads']}, {record['times']} time"
+    )
+    head = ["", "denoising, as fast as exact", "steps with all blocks", "error of final latents"]
+    metrics = list(record["rows"][0]["rates"])
+    head += [text for metric in metrics for text in (metric, "less exact")]
+    table = [head, ["---"] * len(head)]
+    for row in record["rows"]:
+        steps = f"{100 * row['whole_steps']:.0f} %" if "whole_steps" in row else "100 %"
+        error = f"{row['relative_error']:.1e}" if row["relative_error"] else "0"
+        cells = [row["name"], _ratio(row["times_as_fast"]), steps, error]
+        for metric in metrics:
+            less = row.get("minus exact", {}).get(metric)
+            cells.append(f"{row['rates'][metric]['value']:.3f}")
+            cells.append("" if less is None else _difference(less))
+        table.append(cells)
+    return "\n\n".join([marked(about, record["stamp"], root), _markdown(table)])
+
+
 TABLES: dict[str, tuple[str, Callable[[Record, Path], str]]] = {
     "side-by-side": ("side_by_side.json", side_by_side),
     "cpu-engine": ("cpu_engine.json", cpu_engine),
     "latency": ("latency.json", latency),
+    "lossy": ("lossy.json", lossy),
 }
 
 
@@ -191,10 +219,13 @@ _GROWTH = {
 }
 
 
-def _figure(row: Record) -> str:
+def _figure(row: Record, top: Record) -> str:
     if row.get("videos_per_hour"):
         return f"{row['videos_per_hour']:,.0f}"
-    return _ms(row["ms"]["step"]["p50"]) if "ms" in row else "refused"
+    if "ms" not in row:
+        return "refused"
+    of_top = share(row, top)
+    return _ms(row["ms"]["step"]["p50"]) + (f" ({of_top})" if of_top else "")
 
 
 def marked(name: str, stamp: Record | None, root: Path) -> str:
@@ -219,6 +250,10 @@ def _ms(value: float) -> str:
 
 def _ratio(found: dict[str, float] | None) -> str:
     return "" if found is None else f"{found['ratio']:.2f} ({found['low']:.2f}-{found['high']:.2f})"
+
+
+def _difference(found: dict[str, float]) -> str:
+    return f"{found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
 
 
 def _spread(found: dict[str, float]) -> str:

@@ -9,7 +9,8 @@ G groups of at most M pictures of T tokens; e bytes a number.
                torch packages and plans, where attention leaves no table behind:
                  e (12 (V + C) D + max(2 (V + C) F, H C L))
                kept by lossy shortcuts, keys of N blocks and their zeros; residuals:
-                 e (2 N C + V) D; e 4 V D
+                 e (2 N C + V) D; e 4 V D, and arenas of their own for first and other blocks,
+                 together 7/4 of one
     decode     the largest of the decoder's last stages, for the pixels p of a tile with its halo:
                  4 b 4 p 21, or 56 where torch unrolls convolutions; of tiles 25, or 84
                and (rows columns)^2 4 4 for the attention over a frame; then what is kept
@@ -180,7 +181,8 @@ def denoise_bytes(job: Job, branches: int) -> int:
     if job.backend == "onnxruntime":
         grouped = streams * groups * (members * layout.frame_tokens) ** 2
         attended = heads * (video * seen + 3 * grouped + video * words) + 4 * biased
-        return (attended + 10 * rows * config.dim + 2 * hidden) * job.number_bytes
+        arena = (attended + 10 * rows * config.dim + 2 * hidden) * job.number_bytes
+        return arena * 7 // 4 if job.lossy.skips_blocks else arena
     return (12 * rows * config.dim + max(2 * hidden, biased)) * job.number_bytes
 
 

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.hopper import exact, roofline
+from benchmarks.hopper import exact
 from benchmarks.hopper.cases import Bench, Case, timed
 from benchmarks.hopper.problem import Problem, Way
 from benchmarks.hopper.scale import Scale, layouts_of
+from lumosx_rt.bench import roofline
 from lumosx_rt.kernels import quantize_kv as quantization
 from lumosx_rt.kernels.relational_attention import relational_attention
 from lumosx_rt.kernels.self_attention import BACKENDS, frame_visibility, self_attention

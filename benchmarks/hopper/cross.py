@@ -5,11 +5,12 @@ from functools import partial
 
 import torch
 
-from benchmarks.hopper import as_released, exact, roofline
+from benchmarks.hopper import as_released, exact
 from benchmarks.hopper.attention import HALF, inputs, picked
 from benchmarks.hopper.cases import Bench, Case, timed
 from benchmarks.hopper.problem import Problem, Way
 from benchmarks.hopper.scale import Scale, layouts_of
+from lumosx_rt.bench import roofline
 from lumosx_rt.kernels import relational_cross_attention as kernels
 from lumosx_rt.reference import ops
 from lumosx_rt.reference.ops import WordBias

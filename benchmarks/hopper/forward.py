@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.hopper import roofline
 from benchmarks.hopper.as_released import AsReleased
 from benchmarks.hopper.attention import HALF, plain_e4m3
 from benchmarks.hopper.book import Row
 from benchmarks.hopper.cases import Bench, Case
 from benchmarks.hopper.problem import Problem, Way
 from benchmarks.hopper.scale import Scale, layouts_of
+from lumosx_rt.bench import roofline
 from lumosx_rt.kernels.fused import fused_ops
 from lumosx_rt.kernels.linear_fp8 import LinearFp8, quantize_mlp
 from lumosx_rt.reference.layout import SceneLayout

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.hopper import roofline
 from benchmarks.hopper.attention import HALF
 from benchmarks.hopper.cases import Bench, Case, timed
 from benchmarks.hopper.problem import Problem, Way
 from benchmarks.hopper.scale import Scale, layouts_of
+from lumosx_rt.bench import roofline
 from lumosx_rt.kernels.linear_fp8 import LinearFp8, scaled_product
 from lumosx_rt.kernels.norm_modulate import QuantizedRows, quantize_rows
 from lumosx_rt.kernels.numerics import E4M3_MAX

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.hopper.roofline import Work
 from benchmarks.hopper.timing import time_of
+from lumosx_rt.bench.roofline import Work
 
 MOST = 2.0  # times the plain formulation's error
 

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.hopper import roofline
 from benchmarks.hopper.attention import HALF
 from benchmarks.hopper.book import Row
 from benchmarks.hopper.cases import Bench, Case, timed
 from benchmarks.hopper.problem import Problem, Way
 from benchmarks.hopper.scale import Scale, layouts_of
 from benchmarks.hopper.timing import time_of
+from lumosx_rt.bench import roofline
 from lumosx_rt.kernels import norm_modulate as norms
 from lumosx_rt.kernels import qk_norm_rope as ropes
 from lumosx_rt.kernels.linear_fp8 import GeluQuantize

@@ -1,13 +1,15 @@
 """How long an engine takes, and how that grows: cases that are measured one after the other.
 
     cold           a first request in a process of its own
+    ceiling        a large matrix product in the engine's arithmetic, on the same device and threads
     request/...    whole requests, their stages and steps, when warm
     references/n, frames/n, size/HxW    one step, everything else as the engine's default
     seeds/n        videos of one request; together/n: of requests that a service batches
     speed-up       steps against the PyTorch reference, in turns; only for an engine that passed
                    `verify`
 
-A step is one call of the backend: both guidance branches, unless guidance is 1.
+A step is one call of the backend: both guidance branches, unless guidance is 1. Its useful work
+is counted (`roofline.forward`); over its time and the ceiling, it is its share of the roofline.
 """
 
 import time
@@ -21,6 +23,7 @@ import torch
 
 from lumosx_rt.backends import Backend, Inputs
 from lumosx_rt.backends.eager import EagerBackend
+from lumosx_rt.bench import roofline
 from lumosx_rt.bench.machine import load_average, usable_cores
 from lumosx_rt.bench.times import ratio, spread
 from lumosx_rt.engine import Engine
@@ -37,6 +40,7 @@ Row = dict[str, Any]
 Case = tuple[str, Callable[[], Row]]
 GROUP = 4  # pictures of a person: a face and three attributes
 TIME = 500
+PRODUCT = {"cpu": 1024, "cuda": 8192}  # rows and columns of the ceiling's
 WARM_UP = 2  # calls before one is timed: kernels are loaded, and made, by the first
 
 
@@ -87,7 +91,10 @@ class Subject:
 
 
 def cases(
-    subject: Subject, cold: Callable[[], Row], reference: Callable[[], LumosX] | None
+    subject: Subject,
+    cold: Callable[[], Row],
+    ceiling: Callable[[], Row],
+    reference: Callable[[], LumosX] | None,
 ) -> list[Case]:
     """Everything that is measured, by name. reference: makes the weights in PyTorch, where the
     engine may be compared with them."""
@@ -95,7 +102,7 @@ def cases(
     extent, size = subject.extent, subject.size
     frames, height, width = size.grid
     plain = SceneLayout(video_frames=frames, height=height, width=width)
-    found: list[Case] = [("cold", cold)]
+    found: list[Case] = [("cold", cold), ("ceiling", ceiling)]
     for scene in (nobody, two):
         found.append((f"request/{scene.name}", partial(requests, subject, scene)))
     for count in extent.references:
@@ -215,14 +222,51 @@ def step(subject: Subject, layout: SceneLayout) -> Row:
     if not torch.isfinite(velocity).all():
         raise LumosXError(f"layout {layout.key}: the velocity is not finite; it is not timed")
     taken = [_seconds(subject, call) for _ in range(subject.extent.repeats)]
-    return {"layout": layout.key, "tokens": layout.tokens, "ms": {"step": spread(taken)}}
+    work = roofline.forward(layout, subject.engine.config)
+    return {
+        "layout": layout.key,
+        "tokens": layout.tokens,
+        "flops": subject.streams * sum(work.flops.values()),
+        "ms": {"step": spread(taken)},
+    }
+
+
+def ceiling(subject: Subject) -> Row:
+    """TFLOP/s of a large matrix product of random numbers where the engine runs, the best of some.
+
+    In the engine's arithmetic; of FP8 on a GPU, in bfloat16.
+    """
+    kind = "cpu" if _on_cpu(subject) else "cuda"
+    dtype = arithmetic(subject.engine.manifest.backend, subject.engine.manifest.precision, kind)
+    size = PRODUCT[kind]
+    a, b = (torch.randn(size, size, device=kind).to(dtype) for _ in range(2))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(getattr(subject.engine.backend, "threads", None) or threads)
+
+    def product() -> None:
+        a @ b
+        if kind == "cuda":
+            torch.cuda.synchronize()
+
+    try:
+        seconds = [_seconds(subject, product) for _ in range(WARM_UP + subject.extent.repeats)]
+    finally:
+        torch.set_num_threads(threads)
+    best = min(seconds[WARM_UP:])
+    return {"dtype": str(dtype).removeprefix("torch."), "tflops": 2e-12 * size**3 / best}
+
+
+def arithmetic(backend: str, precision: str, device: str) -> torch.dtype:
+    """What an engine multiplies in."""
+    if backend == "onnxruntime" or (device == "cpu" and precision == "fp8"):
+        return torch.float32  # halves are stored only; on a CPU, e4m3 are rounded to
+    return {"fp32": torch.float32, "fp16": torch.float16}.get(precision, torch.bfloat16)
 
 
 def speed_up(subject: Subject, layout: SceneLayout, reference: Callable[[], LumosX]) -> Row:
     """The engine's steps and the eager reference's in turns, on equally many threads."""
     engine = subject.engine
-    on_cpu = engine.backend.describe().get("device", "cpu").startswith("cpu")
-    model = reference().to("cpu" if on_cpu else "cuda")
+    model = reference().to("cpu" if _on_cpu(subject) else "cuda")
     threads, own = torch.get_num_threads(), getattr(engine.backend, "threads", None)
     torch.set_num_threads(own or threads)
     try:
@@ -251,6 +295,10 @@ def _bound(backend: Backend, subject: Subject, layout: SceneLayout) -> Callable[
     words = (template > 1.3).float()
     bound = Inputs(text, references, words, structure, tuple(latents.shape))
     return partial(backend.bind(bound), latents, TIME)
+
+
+def _on_cpu(subject: Subject) -> bool:
+    return subject.engine.backend.describe().get("device", "cpu").startswith("cpu")
 
 
 def _seconds(subject: Subject, call: Callable[[], object]) -> float:

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lumosx_rt.backends.providers import Provider
 from lumosx_rt.bench.cold import cold_request
 from lumosx_rt.bench.folder import append_line, claim, whole_lines
 from lumosx_rt.bench.machine import code_digest, machine
-from lumosx_rt.bench.speed import Extent, Row, Subject, cases, measured
+from lumosx_rt.bench.speed import Extent, Row, Subject, cases, ceiling, measured
 from lumosx_rt.bench.speed_page import as_text, draw_page
 from lumosx_rt.certificate import standing
 from lumosx_rt.engine import SAMPLING, load
@@ -91,7 +92,8 @@ def bench_speed(
         "code": code_digest(),
     }
     claim(folder, identity)
-    rows = run(subject, cold, None if why_not else reference, folder, progress)
+    product = partial(ceiling, subject)
+    rows = run(subject, cold, product, None if why_not else reference, folder, progress)
     summary = {
         "suite": "speed",
         "engine": str(path),
@@ -117,12 +119,13 @@ def bench_speed(
 def run(
     subject: Subject,
     cold: Callable[[], Row],
+    product: Callable[[], Row],
     reference: Callable[[], LumosX] | None,
     folder: Path,
     progress: Callable[[str, int, int], None] = lambda name, done, of: None,
 ) -> dict[str, Row]:
     """Measures what `folder` does not hold yet; returns every case's row by its name."""
-    found = cases(subject, cold, reference)
+    found = cases(subject, cold, product, reference)
     known = {}
     for line in whole_lines(folder / ROWS_FILE):
         try:

@@ -22,12 +22,14 @@ def as_text(summary: Row) -> str:
     head = ["warm, ms (p50 / p95)", *(name for name, _ in requests)]
     table = [[name.replace("_", " "), *(_times(r, name) for _, r in requests)] for name in names]
     parts += [aligned([head, *table]), ""]
+    top = rows.get("ceiling", {})
     growth = [
-        [name.replace("/", " "), str(row.get("tokens", "")), _times(row, "step")]
+        [name.replace("/", " "), str(row.get("tokens", "")), _times(row, "step"), share(row, top)]
         for name, row in rows.items()
         if name.partition("/")[0] in ("references", "frames", "size")
     ]
-    parts += [aligned([["one step", "tokens", "ms (p50 / p95)"], *growth]), ""]
+    roof = f"of {top['tflops']:.3g} TFLOP/s ({top['dtype']})" if "tflops" in top else ""
+    parts += [aligned([["one step", "tokens", "ms (p50 / p95)", roof], *growth]), ""]
     hourly = [
         [name.replace("/", " "), _hourly(row)]
         for name, row in rows.items()
@@ -35,6 +37,13 @@ def as_text(summary: Row) -> str:
     ]
     parts += [aligned([["throughput", "videos an hour"], *hourly]), "", speed_up(summary)]
     return "\n".join(parts)
+
+
+def share(row: Row, top: Row) -> str:
+    """A step's useful work over its time, as a share of the ceiling's."""
+    if "flops" not in row or "tflops" not in top:
+        return ""
+    return f"{row['flops'] / (1e9 * row['ms']['step']['p50'] * top['tflops']):.0%}"
 
 
 def speed_up(summary: Row) -> str:

@@ -272,7 +272,7 @@ def pairs_one_by_one(key: str) -> int:
 
 @pytest.mark.parametrize("key", ["2x2x3+0+-", "2x2x3+2+-", "1x2x3+1+3.2", "3x1x4+0+2"])
 def test_attention_work_is_counted_pair_by_pair(key) -> None:
-    from benchmarks.hopper import roofline
+    from lumosx_rt.bench import roofline
     from lumosx_rt.reference.config import LumosXConfig
     from lumosx_rt.reference.layout import SceneLayout
 
@@ -285,7 +285,7 @@ def test_attention_work_is_counted_pair_by_pair(key) -> None:
 
 
 def test_a_forward_takes_what_the_published_analysis_says() -> None:
-    from benchmarks.hopper import roofline
+    from lumosx_rt.bench import roofline
     from lumosx_rt.reference.config import PRESETS
     from lumosx_rt.reference.layout import SceneLayout
 
@@ -297,7 +297,7 @@ def test_a_forward_takes_what_the_published_analysis_says() -> None:
 
 
 def test_the_roof_is_the_slower_of_products_and_memory() -> None:
-    from benchmarks.hopper.roofline import Work
+    from lumosx_rt.bench.roofline import Work
 
     assert Work({"half": 790e9, "e4m3": 1580e9}, bytes=1.0).roof_ms == pytest.approx(2.0)
     assert Work(bytes=4.3e9).roof_ms == pytest.approx(1.0)

@@ -3,6 +3,7 @@ curves, what goes on after a kill, and what is refused."""
 
 import json
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,16 @@ import torch
 
 from lumosx_rt.bench import charts, cold, speed_command, speed_page
 from lumosx_rt.bench.command import bench
-from lumosx_rt.bench.speed import QUICK, Extent, Subject, cases, measured
+from lumosx_rt.bench.speed import (
+    PRODUCT,
+    QUICK,
+    Extent,
+    Subject,
+    arithmetic,
+    cases,
+    ceiling,
+    measured,
+)
 from lumosx_rt.bench.times import percentile, ratio, spread
 from lumosx_rt.engine import Engine
 from lumosx_rt.manifest import read_manifest, sha256_of
@@ -34,6 +44,8 @@ COLD = {
     "seconds": {"imported": 1, "loaded": 2, "prepared": 3, "first_step": 4, "finished": 5},
     "peak_memory_bytes": 2**30,
 }
+
+TOP = {"dtype": "float32", "tflops": 0.001}
 
 
 class Fake:
@@ -76,7 +88,7 @@ def measure(subject, tmp_path):
 
     def run(folder=tmp_path / "run", reference=None, subject=subject):
         folder.mkdir(exist_ok=True)
-        return speed_command.run(subject, lambda: COLD, reference, folder)
+        return speed_command.run(subject, lambda: COLD, lambda: TOP, reference, folder)
 
     return run
 
@@ -139,6 +151,38 @@ def test_requests_steps_and_growth_are_what_the_clock_says(measure) -> None:
     assert "speed-up" not in rows and rows["cold"]["seconds"] == COLD["seconds"]
 
 
+def test_useful_work_over_time_is_a_share_of_the_ceiling(measure, subject) -> None:
+    """All products of a step without references, counted one by one."""
+    rows = measure()
+    config, tokens = subject.engine.config, 2 * 8
+    dim, layers = config.dim, config.num_layers
+    linears = 6 * dim * dim + 2 * dim * config.ffn_dim  # q, k, v, o; q, o over the text; the MLP
+    attention = 2 * dim * (tokens + config.text_len)
+    flops = 2 * 2 * layers * tokens * (linears + attention)  # a multiply-add is two; two branches
+    assert rows["references/0"]["flops"] == flops
+    assert rows["references/5"]["flops"] > 2 * flops
+    of_top = flops / (rows["references/0"]["ms"]["step"]["p50"] * 1e-3) / 1e9
+    assert speed_page.share(rows["references/0"], TOP) == f"{of_top:.0%}" != "0%"
+    assert f" {of_top:.0%}" in speed_page.as_text(summary_of(rows))
+    assert "of 0.001 TFLOP/s (float32)" in speed_page.as_text(summary_of(rows))
+    assert speed_page.share(rows["cold"], TOP) == speed_page.share(rows["references/0"], {}) == ""
+
+
+def test_the_ceiling_is_a_product_in_the_engines_arithmetic(subject, monkeypatch) -> None:
+    monkeypatch.setitem(PRODUCT, "cpu", 256)
+    row = ceiling(replace(subject, clock=time.perf_counter))
+    assert row["dtype"] == "float32" and 1e-3 < row["tflops"] < 100
+    for backend, precision, device, expected in (
+        ("onnxruntime", "fp16", "cuda", torch.float32),
+        ("torch", "fp32", "cuda", torch.float32),
+        ("torch", "bf16", "cpu", torch.bfloat16),
+        ("torch", "fp8", "cpu", torch.float32),
+        ("torch", "fp8", "cuda", torch.bfloat16),
+        ("tensorrt", "fp16", "cuda", torch.float16),
+    ):
+        assert arithmetic(backend, precision, device) == expected
+
+
 def test_without_guidance_a_step_is_one_stream(subject, measure) -> None:
     alone = replace(subject, settings=SETTINGS | {"guidance": 1.0})
     rows = measure(subject=alone)
@@ -186,7 +230,7 @@ def test_the_reference_runs_in_turns_and_gives_a_ratio(subject, measure, micro_b
 def test_a_killed_run_goes_on_and_a_torn_line_is_measured_again(subject, measure, tmp_path) -> None:
     fake, folder = subject.engine.backend, tmp_path / "run"
     folder.mkdir()
-    found = cases(subject, lambda: COLD, None)
+    found = cases(subject, lambda: COLD, lambda: TOP, None)
     lines = []
     for name, _ in measured(found, {}, lines.append):
         if name == "references/1":
