@@ -25,12 +25,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import lumosx_rt as rt
 from benchmarks.records import keep  # noqa: E402
+from lumosx_rt.backends import guided_inputs, plain_inputs
 from lumosx_rt.engine import Engine
 from lumosx_rt.lossy import EXACT, Lossy
 from lumosx_rt.parity import builtin_scenes
+from lumosx_rt.source import source_of
 
 SIZE = (9, 64, 144)
-STEPS = 4
+STEPS, SEEDS = 4, 4
 REQUESTS = 6
 CASES: tuple[tuple[tuple[int, int, int], int, float, float | None, Lossy], ...] = (
     ((5, 32, 48), 2, 3.0, None, EXACT),
@@ -149,6 +151,23 @@ def time_rows(folder: Path, rounds: int) -> list[dict[str, Any]]:
         for _ in denoise(engine.backend, request, engine.config.head_dim, sequential=sequential):
             pass
 
+    def condition(shared: bool) -> Callable[[], Any]:
+        """Four seeds of one scene: a stream, or four."""
+        streams, seeds = (1, SEEDS) if shared else (SEEDS, 1)
+        layouts, bindings = [request.layout] * streams, [request.binding] * streams
+        inputs = plain_inputs(layouts, bindings, seeds, engine.config.head_dim)
+        denoise, noise = engine.backend.bind(inputs), torch.randn(inputs.shape)
+        return lambda: denoise(noise, 500)
+
+    model = source_of(engine.manifest, None).load()
+    given = guided_inputs(request.layout, request.binding, 1, engine.config.head_dim)
+
+    @torch.inference_mode()
+    def block(pruned: bool) -> None:
+        static = (given.text, given.references, given.template, given.structure)
+        times, noise = torch.full(given.shape[:1], 500), torch.zeros(given.shape)
+        model(noise, times, *static, keep_references=not pruned)
+
     *_, state = engine.sample(request)
     rows, columns = state.latents.shape[-2:]
     tile = (-(-rows // 2), -(-columns // 2))
@@ -174,6 +193,18 @@ def time_rows(folder: Path, rounds: int) -> list[dict[str, Any]]:
                 rounds,
             )
             for n in (1, 4)
+        ),
+        interleaved(
+            f"{SEEDS} seeds of a scene share its references, over {SEEDS} streams",
+            condition(False),
+            condition(True),
+            4 * rounds,
+        ),
+        interleaved(
+            f"references left out of the last of {model.config.num_layers} blocks (PyTorch)",
+            lambda: block(False),
+            lambda: block(True),
+            4 * rounds,
         ),
         interleaved(
             "guidance branches one after the other", lambda: sampled(False), lambda: sampled(True),
