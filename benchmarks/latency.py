@@ -26,7 +26,7 @@ from lumosx_rt.bench.machine import code_digest, machine  # noqa: E402
 from lumosx_rt.bench.speed import QUICK, Extent  # noqa: E402
 from lumosx_rt.bench.speed_command import PAGE_FILE, bench_speed, not_verified, told  # noqa: E402
 from lumosx_rt.files import write_atomically  # noqa: E402
-from lumosx_rt.parity import builtin_scenes, verify  # noqa: E402
+from lumosx_rt.proof.parity import builtin_scenes, verify  # noqa: E402
 
 CHECKPOINT = ROOT / "checkpoints" / "tiny"
 RESULTS = ROOT / "benchmarks" / "results"

@@ -27,7 +27,7 @@ import lumosx_rt as rt
 from benchmarks.records import keep  # noqa: E402
 from lumosx_rt.engine import Engine
 from lumosx_rt.lossy import EXACT, Lossy
-from lumosx_rt.parity import builtin_scenes
+from lumosx_rt.proof.parity import builtin_scenes
 
 SIZE = (9, 64, 144)
 STEPS = 4
@@ -144,7 +144,7 @@ def time_rows(folder: Path, rounds: int) -> list[dict[str, Any]]:
                 future.result()
 
     def sampled(sequential: bool) -> None:
-        from lumosx_rt.runtime import denoise
+        from lumosx_rt.running.runtime import denoise
 
         for _ in denoise(engine.backend, request, engine.config.head_dim, sequential=sequential):
             pass
