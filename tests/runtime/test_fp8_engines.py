@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import lumosx_rt as rt
-from lumosx_rt import fp8_plans
 from lumosx_rt.backends import Inputs
 from lumosx_rt.backends.buckets import BucketedBackend
 from lumosx_rt.backends.eager import EagerBackend
 from lumosx_rt.calibration.document import read_calibration
+from lumosx_rt.compilers import fp8_plans
 from lumosx_rt.compilers.fp8_layers import products_of
 from lumosx_rt.export import tensorrt
 from lumosx_rt.export.limits import Limits
