@@ -34,7 +34,7 @@ SOURCES = (
     *(f"reference/{name}.py" for name in ("layout", "model", "ops", "structure", "flow")),
     *("reference/encoders.py", "reference/decode.py", "reference/binding.py"),
     *("export/ops.py", "export/program.py", "export/graph.py"),
-    *(f"lumosx_rt/{name}.py" for name in ("engine", "runtime", "serving")),
+    *(f"lumosx_rt/{name}.py" for name in ("engine", "running/runtime", "running/serving")),
     *("lumosx_rt/backends/onnxruntime.py", "lumosx_rt/bench/speed.py"),
 )
 
