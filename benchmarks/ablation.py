@@ -34,7 +34,7 @@ from lumosx_rt.reference.world.course import STILL, TINY, Phase
 from lumosx_rt.reference.world.scene_lists import BINDING
 from lumosx_rt.reference.world.scenes import scene_of
 from lumosx_rt.reference.world.story import Story
-from lumosx_rt.runtime import Request, denoise
+from lumosx_rt.running.runtime import Request, denoise
 
 STEPS, SHIFT = 12, 3.0
 PAIRS = Phase("pairs", {2: 1400}, 1200, still=True, streams=8, seeds=2)

@@ -37,7 +37,7 @@ from lumosx_rt.reference.config import PRESETS  # noqa: E402
 from lumosx_rt.reference.errors import LumosXError  # noqa: E402
 from lumosx_rt.reference.layout import SceneLayout  # noqa: E402
 from lumosx_rt.reference.ops import Ops, cross_attention, qk_norm_rope, self_attention  # noqa: E402
-from lumosx_rt.runtime import relative_error  # noqa: E402
+from lumosx_rt.running.runtime import relative_error  # noqa: E402
 from lumosx_rt.source import random_transformer  # noqa: E402
 
 LAYOUTS = (("5x8x18+0+-", 1), ("5x8x18+2+3.3", 1), ("5x8x18+2+3.3", 4), ("5x8x18+4+4.4.4", 1))

@@ -50,7 +50,7 @@ def export(graph: Path, preset: str) -> dict[str, Any]:
     from lumosx_rt.export.dialects import plugin_nodes
     from lumosx_rt.export.plugin import export_plugin_onnx
     from lumosx_rt.reference.config import PRESETS
-    from lumosx_rt.runtime import peak_memory_bytes
+    from lumosx_rt.running.runtime import peak_memory_bytes
     from lumosx_rt.source import random_transformer
 
     model = recast(random_transformer(PRESETS[preset], 0), torch.bfloat16)

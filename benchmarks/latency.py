@@ -26,7 +26,7 @@ from lumosx_rt.bench.machine import code_digest, machine  # noqa: E402
 from lumosx_rt.bench.speed import QUICK, Extent  # noqa: E402
 from lumosx_rt.bench.speed_command import PAGE_FILE, bench_speed, not_verified, told  # noqa: E402
 from lumosx_rt.files import write_atomically  # noqa: E402
-from lumosx_rt.parity import builtin_scenes, verify  # noqa: E402
+from lumosx_rt.proof.parity import builtin_scenes, verify  # noqa: E402
 
 CHECKPOINT = ROOT / "checkpoints" / "tiny"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -34,7 +34,7 @@ SOURCES = (
     *(f"reference/{name}.py" for name in ("layout", "model", "ops", "structure", "flow")),
     *("reference/encoders.py", "reference/decode.py", "reference/binding.py"),
     *("export/ops.py", "export/program.py", "export/graph.py"),
-    *(f"lumosx_rt/{name}.py" for name in ("engine", "runtime", "serving")),
+    *(f"lumosx_rt/{name}.py" for name in ("engine", "running/runtime", "running/serving")),
     *("lumosx_rt/backends/onnxruntime.py", "lumosx_rt/bench/speed.py"),
 )
 

@@ -38,18 +38,18 @@ from lumosx_rt.bench.models import Sampling  # noqa: E402
 from lumosx_rt.bench.suite import Result, identity_of, run_suite  # noqa: E402
 from lumosx_rt.bench.table import compare, summarise  # noqa: E402
 from lumosx_rt.bench.times import ratio  # noqa: E402
-from lumosx_rt.certificate import standing  # noqa: E402
+from lumosx_rt.drawing.typesetting import framed, stack  # noqa: E402
 from lumosx_rt.engine import Engine, load  # noqa: E402
 from lumosx_rt.files import replacing, write_atomically  # noqa: E402
 from lumosx_rt.lossy import EXACT, Lossy  # noqa: E402
 from lumosx_rt.manifest import MANIFEST, sha256_of  # noqa: E402
+from lumosx_rt.proof.certificate import standing  # noqa: E402
 from lumosx_rt.reference.binding import VideoSize  # noqa: E402
 from lumosx_rt.reference.errors import LumosXError  # noqa: E402
 from lumosx_rt.reference.world import draw  # noqa: E402
 from lumosx_rt.reference.world.scenes import scene_of  # noqa: E402
 from lumosx_rt.reference.world.story import Story  # noqa: E402
-from lumosx_rt.runtime import Request, denoise, relative_error  # noqa: E402
-from lumosx_rt.typesetting import framed, stack  # noqa: E402
+from lumosx_rt.running.runtime import Request, denoise, relative_error  # noqa: E402
 
 Row = dict[str, Any]
 ENGINE = Path("engines/tiny")

@@ -84,7 +84,7 @@ def read_engine(folder: Path) -> None:
 
 
 def make_scene(folder: Path) -> None:
-    from lumosx_rt.parity import builtin_scenes
+    from lumosx_rt.proof.parity import builtin_scenes
 
     builtin_scenes()[2].save(folder)
 

@@ -28,7 +28,7 @@ from benchmarks.records import keep  # noqa: E402
 from lumosx_rt.backends import guided_inputs, plain_inputs
 from lumosx_rt.engine import Engine
 from lumosx_rt.lossy import EXACT, Lossy
-from lumosx_rt.parity import builtin_scenes
+from lumosx_rt.proof.parity import builtin_scenes
 from lumosx_rt.source import source_of
 
 SIZE = (9, 64, 144)
@@ -146,7 +146,7 @@ def time_rows(folder: Path, rounds: int) -> list[dict[str, Any]]:
                 future.result()
 
     def sampled(sequential: bool) -> None:
-        from lumosx_rt.runtime import denoise
+        from lumosx_rt.running.runtime import denoise
 
         for _ in denoise(engine.backend, request, engine.config.head_dim, sequential=sequential):
             pass

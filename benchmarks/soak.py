@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import lumosx_rt as rt
 from benchmarks.records import keep  # noqa: E402
 from lumosx_rt.engine import Engine
-from lumosx_rt.memory import resident_bytes
-from lumosx_rt.parity import builtin_scenes
+from lumosx_rt.proof.parity import builtin_scenes
+from lumosx_rt.running.memory import resident_bytes
 
 EVERY = 10
 SIZES = (rt.VideoSize(5, 32, 48), rt.VideoSize(9, 48, 32), rt.VideoSize(5, 64, 64))

@@ -19,29 +19,29 @@ if TYPE_CHECKING:
     from lumosx_rt.builder import build as build
     from lumosx_rt.engine import Engine as Engine
     from lumosx_rt.engine import load as load
-    from lumosx_rt.guards import Flat as Flat
-    from lumosx_rt.guards import NotFinite as NotFinite
     from lumosx_rt.lossy import Lossy as Lossy
-    from lumosx_rt.parity import verify as verify
+    from lumosx_rt.proof.parity import verify as verify
     from lumosx_rt.reference.binding import VideoSize as VideoSize
     from lumosx_rt.reference.errors import LumosXError as LumosXError
     from lumosx_rt.reference.layout import SceneLayout as SceneLayout
     from lumosx_rt.reference.scene import Scene as Scene
-    from lumosx_rt.runtime import Video as Video
+    from lumosx_rt.running.guards import Flat as Flat
+    from lumosx_rt.running.guards import NotFinite as NotFinite
+    from lumosx_rt.running.runtime import Video as Video
 
 _HOMES = {
     "Engine": "engine",
-    "Flat": "guards",
+    "Flat": "running.guards",
     "Lossy": "lossy",
     "LumosXError": "reference.errors",
-    "NotFinite": "guards",
+    "NotFinite": "running.guards",
     "Scene": "reference.scene",
     "SceneLayout": "reference.layout",
-    "Video": "runtime",
+    "Video": "running.runtime",
     "VideoSize": "reference.binding",
     "build": "builder",
     "load": "engine",
-    "verify": "parity",
+    "verify": "proof.parity",
 }
 __all__ = sorted(_HOMES)
 

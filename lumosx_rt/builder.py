@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from lumosx_rt import cache
 from lumosx_rt.backends.loading import load_backend
-from lumosx_rt.compilers import Compiler, Report, compiler_of
+from lumosx_rt.compilers.choice import Compiler, Report, compiler_of
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.program import LIMITS
 from lumosx_rt.files import write_atomically
@@ -28,15 +28,15 @@ from lumosx_rt.manifest import (
     read_manifest,
     record_files,
 )
-from lumosx_rt.parity import forward_parity
+from lumosx_rt.proof.parity import forward_parity
+from lumosx_rt.proof.report import write_report
 from lumosx_rt.reference.binding import VideoSize
 from lumosx_rt.reference.bundle import find_bundle
 from lumosx_rt.reference.checkpoint import save_bundle
 from lumosx_rt.reference.config import LumosXConfig
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.model import LumosX
-from lumosx_rt.report import write_report
-from lumosx_rt.runtime import peak_memory_bytes
+from lumosx_rt.running.runtime import peak_memory_bytes
 from lumosx_rt.source import ENCODERS, CheckpointSource, RandomSource, Source
 
 MAX_REFERENCES = 16

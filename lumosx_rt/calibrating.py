@@ -40,8 +40,8 @@ from lumosx_rt.calibration.sensitivity import (
 )
 from lumosx_rt.calibration.simulate import Simulation
 from lumosx_rt.calibration.sites import flops_of, sites_of, why_not
+from lumosx_rt.drawing.front import front_picture
 from lumosx_rt.files import replacing
-from lumosx_rt.front import front_picture
 from lumosx_rt.reference.binding import VideoSize
 from lumosx_rt.reference.bundle import find_bundle
 from lumosx_rt.reference.encoders import load_text_encoder, load_vae

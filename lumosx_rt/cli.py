@@ -11,15 +11,15 @@ from typing import Annotated, Any
 import typer
 
 from lumosx_rt import __version__
-from lumosx_rt.arguments import (
+from lumosx_rt.commands.arguments import (
     check_provider,
     loaded_engine,
     shortcuts,
     video_size,
 )
-from lumosx_rt.build_command import build
-from lumosx_rt.calibrate_command import calibrate
-from lumosx_rt.console import progress_bar, reasons, refuse, result, say
+from lumosx_rt.commands.build import build
+from lumosx_rt.commands.calibrate import calibrate
+from lumosx_rt.commands.console import progress_bar, reasons, refuse, result, say
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -130,8 +130,8 @@ def generate(
     Example: `lumosx-rt generate engines/tiny samples/two-friends --seed 0 --seed 1 -o out`
     """
     with reasons("videos that were finished are kept, nothing half-made is left"):
-        from lumosx_rt.batch import find_scenes, generate_all
         from lumosx_rt.reference.scene import Scene
+        from lumosx_rt.running.batch import find_scenes, generate_all
 
         paths, lossy = find_scenes(scenes), shortcuts(lossy_keys, lossy_skip)
         say(f"loading {engine}")
@@ -199,10 +199,10 @@ def verify(
     flat. Example: `lumosx-rt verify engines/tiny samples/two-friends`
     """
     with reasons("the engine's report is as it was"):
-        from lumosx_rt.batch import find_scenes
-        from lumosx_rt.parity import builtin_scenes
-        from lumosx_rt.parity import verify as verify_engine
+        from lumosx_rt.proof.parity import builtin_scenes
+        from lumosx_rt.proof.parity import verify as verify_engine
         from lumosx_rt.reference.scene import Scene
+        from lumosx_rt.running.batch import find_scenes
 
         chosen = [Scene.load(path) for path in find_scenes(scenes)] if scenes else builtin_scenes()
         say(f"loading {engine}")

@@ -82,7 +82,7 @@ def _tensorrt() -> str:
 
 
 def _cpp_compiler() -> str:
-    from lumosx_rt.compilers import cpp_compiler
+    from lumosx_rt.compilers.choice import cpp_compiler
 
     return cpp_compiler() or "none; --backend torch needs one (Debian: apt install g++)"
 

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from torch import Tensor
 
-from lumosx_rt import certificate, diagnosis, memory, runtime
 from lumosx_rt.backends import Backend, Inputs
 from lumosx_rt.backends.loading import load_backend
 from lumosx_rt.backends.providers import Provider
 from lumosx_rt.export.program import MAX_STREAMS
-from lumosx_rt.guards import Health, NotFinite, check_binding
 from lumosx_rt.lossy import EXACT, Lossy
 from lumosx_rt.manifest import Manifest, check_files, read_manifest
-from lumosx_rt.memory import Job, MemoryPlan, held_at_load, parse_bytes
+from lumosx_rt.proof import certificate, diagnosis
 from lumosx_rt.reference.binding import NEGATIVE_PROMPT, VideoSize, bind
 from lumosx_rt.reference.bundle import Bundle
 from lumosx_rt.reference.config import LumosXConfig
@@ -27,18 +25,21 @@ from lumosx_rt.reference.errors import LumosXError, listing
 from lumosx_rt.reference.flow import SamplerState
 from lumosx_rt.reference.layout import SceneLayout
 from lumosx_rt.reference.scene import Scene
-from lumosx_rt.remembered import (
+from lumosx_rt.running import memory, runtime
+from lumosx_rt.running.guards import Health, NotFinite, check_binding
+from lumosx_rt.running.memory import Job, MemoryPlan, held_at_load, parse_bytes
+from lumosx_rt.running.remembered import (
     REMEMBERED_BYTES,
     Remembered,
     RememberingTextEncoder,
     RememberingVae,
 )
-from lumosx_rt.runtime import Request, Video
+from lumosx_rt.running.runtime import Request, Video
+from lumosx_rt.running.streaming import Event, preview_of
 from lumosx_rt.source import encoders_of
-from lumosx_rt.streaming import Event, preview_of
 
 if TYPE_CHECKING:
-    from lumosx_rt.serving import Service
+    from lumosx_rt.running.serving import Service
 
 
 def load(
@@ -307,7 +308,7 @@ class Engine:
         self, *, together: int = 4, waiting: int = 16, gather_seconds: float = 0.05
     ) -> "Service":
         """A service of this engine: many requests, batched and overlapping (`serving.Service`)."""
-        from lumosx_rt.serving import Service
+        from lumosx_rt.running.serving import Service
 
         return Service(self, together=together, waiting=waiting, gather_seconds=gather_seconds)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from lumosx_rt.files import replacing
 from lumosx_rt.manifest import MANIFEST, check_files, read_manifest
+from lumosx_rt.proof.report import read_report
 from lumosx_rt.reference.binding import VideoSize
 from lumosx_rt.reference.bundle import COMPONENTS, find_bundle
 from lumosx_rt.reference.errors import LumosXError
@@ -12,7 +13,6 @@ from lumosx_rt.reference.layout import SceneLayout
 from lumosx_rt.reference.scene import Scene
 from lumosx_rt.reference.scene_files import SCENE_FILE
 from lumosx_rt.reference.text import clean_text
-from lumosx_rt.report import read_report
 
 
 def inspect(path: Path, size: VideoSize, picture: Path | None = None) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def occurrences(word: str, text: str) -> list[tuple[int, int]]:
 def _draw(picture: Path | None, layout: SceneLayout, *words: Any) -> None:
     if picture is None:
         return
-    from lumosx_rt.pictures import layout_picture
+    from lumosx_rt.drawing.pictures import layout_picture
 
     with replacing(picture) as temporary:
         layout_picture(layout, *words).save(temporary, format="PNG")

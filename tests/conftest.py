@@ -316,7 +316,7 @@ def run():
 @pytest.fixture
 def scenes(tmp_path):
     """A folder of prompt folders: two good ones, and a bad one between them."""
-    from lumosx_rt.parity import builtin_scenes
+    from lumosx_rt.proof.parity import builtin_scenes
 
     _, one, two = builtin_scenes()
     root = tmp_path / "scenes"

@@ -6,7 +6,7 @@ from PIL import Image
 
 from benchmarks.side.variants import BASELINE
 from lumosx_rt.bench.charts import bars
-from lumosx_rt.typesetting import FAINT, framed, stack, text_line
+from lumosx_rt.drawing.typesetting import FAINT, framed, stack, text_line
 
 
 def draw(content: dict[str, Any]) -> Image.Image:

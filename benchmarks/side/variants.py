@@ -28,9 +28,9 @@ from lumosx_rt.backends.aoti import TorchBackend
 from lumosx_rt.backends.eager import EagerBackend, recast
 from lumosx_rt.backends.onnxruntime import OnnxRuntimeBackend
 from lumosx_rt.backends.simulated import SimulatedBackend
-from lumosx_rt.parity import FORWARD_GATES, ROUNDED_GATE
+from lumosx_rt.proof.parity import FORWARD_GATES, ROUNDED_GATE
 from lumosx_rt.reference.model import LumosX
-from lumosx_rt.runtime import relative_error
+from lumosx_rt.running.runtime import relative_error
 
 Run = Callable[[], Tensor]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

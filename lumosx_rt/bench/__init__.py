@@ -10,6 +10,7 @@ And how long does it take? (`--suite speed`)
 
 speed          cases of an engine, timed: requests, steps, growth, throughput, against the reference
 cold           a first request in a process of its own
+roofline       the useful work of a step
 speed_page     a table, and a picture of curves
 speed_command  the three of them together
 times, machine, folder, charts    percentiles and ratios, where it ran, what is kept, drawing

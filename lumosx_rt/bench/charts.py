@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw
 
-from lumosx_rt.typesetting import FAINT, INK, PAPER, font_of, stack, text_line, text_width
+from lumosx_rt.drawing.typesetting import FAINT, INK, PAPER, font_of, stack, text_line, text_width
 
 COLOURS = ("#2a7fb8", "#d1495b", "#3c9d5d", "#c77d0a", "#8257b5", "#0f8b8d")
 GRID = "#e4e7eb"

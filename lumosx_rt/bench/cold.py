@@ -51,8 +51,8 @@ def main(words: str) -> None:
     import torch
 
     from lumosx_rt.engine import load
-    from lumosx_rt.parity import builtin_scenes
-    from lumosx_rt.runtime import peak_memory_bytes
+    from lumosx_rt.proof.parity import builtin_scenes
+    from lumosx_rt.running.runtime import peak_memory_bytes
 
     reached("imported")
     engine = load(

@@ -16,10 +16,10 @@ from lumosx_rt.bench.speed_command import bench_speed
 from lumosx_rt.bench.speed_command import told as speed_told
 from lumosx_rt.bench.suite import Progress, identity_of, read_results, run_suite
 from lumosx_rt.bench.table import as_text, compare, summarise
-from lumosx_rt.certificate import certify_binding
 from lumosx_rt.files import replacing, write_atomically
 from lumosx_rt.lossy import EXACT, Lossy
 from lumosx_rt.manifest import MANIFEST
+from lumosx_rt.proof.certificate import certify_binding
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.world.scene_lists import BINDING, BINDING_CI, FOUR
 

@@ -9,10 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from lumosx_rt.bench.suite import Result, read_clip
-from lumosx_rt.reference.world import draw
-from lumosx_rt.reference.world.scenes import scene_of
-from lumosx_rt.reference.world.story import Story
-from lumosx_rt.typesetting import (
+from lumosx_rt.drawing.typesetting import (
     ALARM,
     FAINT,
     MARGIN,
@@ -26,6 +23,9 @@ from lumosx_rt.typesetting import (
     text_line,
     text_width,
 )
+from lumosx_rt.reference.world import draw
+from lumosx_rt.reference.world.scenes import scene_of
+from lumosx_rt.reference.world.story import Story
 
 SHOWN = 12  # scenes on a page
 ZOOM = 2

@@ -28,13 +28,13 @@ from lumosx_rt.bench.machine import load_average, usable_cores
 from lumosx_rt.bench.times import ratio, spread
 from lumosx_rt.engine import Engine
 from lumosx_rt.export.program import model_inputs
-from lumosx_rt.parity import builtin_scenes
+from lumosx_rt.proof.parity import builtin_scenes
 from lumosx_rt.reference.binding import NEGATIVE_PROMPT, VideoSize
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.layout import SceneLayout
 from lumosx_rt.reference.model import LumosX
 from lumosx_rt.reference.scene import Scene
-from lumosx_rt.runtime import relative_error
+from lumosx_rt.running.runtime import relative_error
 
 Row = dict[str, Any]
 Case = tuple[str, Callable[[], Row]]

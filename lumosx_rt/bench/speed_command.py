@@ -21,10 +21,10 @@ from lumosx_rt.bench.folder import append_line, claim, whole_lines
 from lumosx_rt.bench.machine import code_digest, machine
 from lumosx_rt.bench.speed import Extent, Row, Subject, cases, ceiling, measured
 from lumosx_rt.bench.speed_page import as_text, draw_page
-from lumosx_rt.certificate import standing
 from lumosx_rt.engine import SAMPLING, load
 from lumosx_rt.files import replacing, write_atomically
 from lumosx_rt.manifest import MANIFEST, sha256_of
+from lumosx_rt.proof.certificate import standing
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.model import LumosX
 from lumosx_rt.source import source_of

@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image
 
 from lumosx_rt.bench.charts import bars, curves
-from lumosx_rt.typesetting import ALARM, beside, framed, paragraph, stack
+from lumosx_rt.drawing.typesetting import ALARM, beside, framed, paragraph, stack
 
 Row = dict[str, Any]
 STAGES = ("text", "pictures", "denoising", "decoding")

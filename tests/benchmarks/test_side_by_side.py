@@ -25,7 +25,7 @@ from benchmarks.side.variants import BASELINE, VARIANTS, WAN, Judge, Variant, bo
 from lumosx_rt.backends.eager import EagerBackend  # noqa: E402
 from lumosx_rt.reference.config import LumosXConfig  # noqa: E402
 from lumosx_rt.reference.model import LumosX  # noqa: E402
-from lumosx_rt.runtime import relative_error  # noqa: E402
+from lumosx_rt.running.runtime import relative_error  # noqa: E402
 from tests.reference.test_golden import INDEX, ModelCase  # noqa: E402
 
 SMALL = Size(

@@ -11,7 +11,7 @@ from lumosx_rt.calibration.on_kernels import on_kernels
 from lumosx_rt.calibration.scheme import Scheme
 from lumosx_rt.kernels.linear_fp8 import GeluQuantize, LinearFp8
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.runtime import relative_error
+from lumosx_rt.running.runtime import relative_error
 from tests.calibration import toys
 
 HOPPER = (9, 0)

@@ -14,7 +14,7 @@ from lumosx_rt.backends.onnxruntime import OnnxRuntimeBackend
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.tensorrt import attention_sites, build_plan
 from lumosx_rt.export.widened import widen
-from lumosx_rt.parity import forward_parity
+from lumosx_rt.proof.parity import forward_parity
 from lumosx_rt.reference.checkpoint import load_transformer
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.model import LumosX

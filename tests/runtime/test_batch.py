@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 import lumosx_rt as rt
-from lumosx_rt import batch
-from lumosx_rt.parity import builtin_scenes
+from lumosx_rt.proof.parity import builtin_scenes
 from lumosx_rt.reference.clip import read_clip
 from lumosx_rt.reference.scene import Scene
+from lumosx_rt.running import batch
 
 SMALL = ["--frames", "5", "--height", "32", "--width", "48", "--steps", "2", "--provider", "cpu"]
 NONE, ONE, TWO = builtin_scenes()

@@ -19,12 +19,12 @@ from onnx import numpy_helper
 import lumosx_rt as rt
 from lumosx_rt.export.program import INPUTS
 from lumosx_rt.manifest import check_files, read_manifest
-from lumosx_rt.parity import builtin_scenes
+from lumosx_rt.proof.parity import builtin_scenes
+from lumosx_rt.proof.report import read_report
 from lumosx_rt.reference.bundle import find_bundle
 from lumosx_rt.reference.checkpoint import load_transformer, save_bundle
 from lumosx_rt.reference.config import PRESETS, LumosXConfig
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.report import read_report
 from lumosx_rt.source import random_transformer, source_of
 
 SIZE = rt.VideoSize(5, 32, 48)

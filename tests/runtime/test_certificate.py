@@ -11,14 +11,14 @@ from PIL import Image
 
 import lumosx_rt as rt
 from lumosx_rt.backends.eager import EagerBackend
-from lumosx_rt.certificate import NotVerified, certificate_of, standing
-from lumosx_rt.comparison import comparison_picture
 from lumosx_rt.manifest import MANIFEST, PICTURE, REPORTS
-from lumosx_rt.parity import builtin_scenes, verify
-from lumosx_rt.quirks import QUIRKS, TIME, check_quirks
+from lumosx_rt.proof.certificate import NotVerified, certificate_of, standing
+from lumosx_rt.proof.comparison import comparison_picture
+from lumosx_rt.proof.parity import builtin_scenes, verify
+from lumosx_rt.proof.quirks import QUIRKS, TIME, check_quirks
+from lumosx_rt.proof.report import read_report
 from lumosx_rt.reference.checkpoint import load_transformer
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.report import read_report
 
 SIZE = rt.VideoSize(5, 32, 48)
 TILED = rt.VideoSize(5, 80, 144)  # tokens of 5 x 9: a tile ends beside the frame

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import lumosx_rt as rt
-from lumosx_rt.parity import builtin_scenes
+from lumosx_rt.proof.parity import builtin_scenes
 from lumosx_rt.reference.binding import NEGATIVE_PROMPT
 from lumosx_rt.reference.checkpoint import load_transformer
 from lumosx_rt.reference.errors import LumosXError

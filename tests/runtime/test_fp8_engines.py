@@ -8,25 +8,25 @@ import pytest
 import torch
 
 import lumosx_rt as rt
-from lumosx_rt import fp8_plans
 from lumosx_rt.backends import Inputs
 from lumosx_rt.backends.buckets import BucketedBackend
 from lumosx_rt.backends.eager import EagerBackend
 from lumosx_rt.calibration.document import read_calibration
+from lumosx_rt.compilers import fp8_plans
+from lumosx_rt.compilers.fp8_layers import products_of
 from lumosx_rt.export import tensorrt
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.program import model_inputs
 from lumosx_rt.export.rectangle import with_slots
 from lumosx_rt.export.tensorrt import Fp8, attention_sites
-from lumosx_rt.fp8_layers import products_of
 from lumosx_rt.inspection import inspect
 from lumosx_rt.manifest import CALIBRATION, GRAPH, check_files, plan_of, read_manifest
-from lumosx_rt.parity import ROUNDED_GATE, builtin_scenes, verify
+from lumosx_rt.proof.parity import ROUNDED_GATE, builtin_scenes, verify
+from lumosx_rt.proof.report import read_report
 from lumosx_rt.reference.checkpoint import load_transformer
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.layout import SceneLayout
-from lumosx_rt.report import read_report
-from lumosx_rt.runtime import relative_error
+from lumosx_rt.running.runtime import relative_error
 from tests.conftest import built
 
 SIZE = rt.VideoSize(5, 32, 48)

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from lumosx_rt.calibration.document import read_calibration
-from lumosx_rt.fp8_layers import layer_parity, products_of
+from lumosx_rt.compilers.fp8_layers import layer_parity, products_of
 from lumosx_rt.manifest import GRAPH
 from lumosx_rt.reference.checkpoint import load_transformer
 from lumosx_rt.reference.errors import LumosXError

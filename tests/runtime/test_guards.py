@@ -11,12 +11,13 @@ import torch
 from onnx import numpy_helper
 
 import lumosx_rt as rt
-from lumosx_rt import diagnosis, runtime
 from lumosx_rt.backends.eager import EagerBackend
-from lumosx_rt.guards import Flat, Health, NotFinite, latents_are_flat
-from lumosx_rt.parity import builtin_scenes
+from lumosx_rt.proof import diagnosis
+from lumosx_rt.proof.parity import builtin_scenes
 from lumosx_rt.reference.checkpoint import load_transformer
 from lumosx_rt.reference.model import LumosX
+from lumosx_rt.running import runtime
+from lumosx_rt.running.guards import Flat, Health, NotFinite, latents_are_flat
 
 NONE, ONE, TWO = builtin_scenes()
 SIZE = rt.VideoSize(5, 32, 48)

@@ -13,7 +13,7 @@ from PIL import Image
 import lumosx_rt as rt
 from lumosx_rt import doctor
 from lumosx_rt.inspection import as_text, inspect, occurrences
-from lumosx_rt.parity import builtin_scenes
+from lumosx_rt.proof.parity import builtin_scenes
 from lumosx_rt.reference.errors import LumosXError
 
 SIZE = rt.VideoSize(9, 64, 96)  # 3 x 4 x 6 tokens

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 import lumosx_rt as rt
-from lumosx_rt import memory
 from lumosx_rt.backends import Inputs
 from lumosx_rt.backends.caching import CachingBackend
 from lumosx_rt.export.marks import keys_of
 from lumosx_rt.lossy import Lossy
 from lumosx_rt.manifest import GRAPH, read_manifest
-from lumosx_rt.parity import builtin_scenes
+from lumosx_rt.proof.parity import builtin_scenes
 from lumosx_rt.reference.checkpoint import load_transformer
 from lumosx_rt.reference.model import LumosX
 from lumosx_rt.reference.ops import QKV, Ops, self_attention
-from lumosx_rt.runtime import Request, calls_of, denoise, relative_error
+from lumosx_rt.running import memory
+from lumosx_rt.running.runtime import Request, calls_of, denoise, relative_error
 
 STEPS = 6
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import lumosx_rt as rt
-from lumosx_rt import memory
-from lumosx_rt.memory import Job, parse_bytes
-from lumosx_rt.parity import builtin_scenes
+from lumosx_rt.proof.parity import builtin_scenes
 from lumosx_rt.reference.config import PRESETS
 from lumosx_rt.reference.layout import SceneLayout
-from lumosx_rt.remembered import Remembered
-from lumosx_rt.runtime import relative_error
+from lumosx_rt.running import memory
+from lumosx_rt.running.memory import Job, parse_bytes
+from lumosx_rt.running.remembered import Remembered
+from lumosx_rt.running.runtime import relative_error
 
 NONE, ONE, TWO = builtin_scenes()
 SIZE = rt.VideoSize(5, 32, 48)
@@ -27,7 +27,7 @@ PEAK = """
 import sys
 import torch
 import lumosx_rt as rt
-from lumosx_rt.parity import builtin_scenes
+from lumosx_rt.proof.parity import builtin_scenes
 torch.set_num_threads(1)
 engine = rt.load(sys.argv[1], provider="cpu")
 options = dict(size=rt.VideoSize(5, 240, 416), steps=1, guidance=3.0)
@@ -145,7 +145,7 @@ def test_what_is_no_number_of_bytes_is_refused(text):
 
 
 def test_one_branch_after_the_other_is_both_at_once(tiny_engine):
-    from lumosx_rt import runtime
+    from lumosx_rt.running import runtime
 
     request = tiny_engine.prepare(TWO, **OPTIONS, seeds=[1, 2])
     shapes, right = [], tiny_engine.backend.bind

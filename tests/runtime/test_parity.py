@@ -10,12 +10,11 @@ import torch
 from typer.testing import CliRunner
 
 import lumosx_rt as rt
-from lumosx_rt import runtime
 from lumosx_rt.backends.eager import EagerBackend
 from lumosx_rt.backends.onnxruntime import OnnxRuntimeBackend
 from lumosx_rt.cli import app
 from lumosx_rt.manifest import check_files
-from lumosx_rt.parity import (
+from lumosx_rt.proof.parity import (
     FORWARD_CASES,
     GATES,
     builtin_scenes,
@@ -26,7 +25,8 @@ from lumosx_rt.parity import (
 from lumosx_rt.reference.checkpoint import load_transformer, save_bundle
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.layout import SceneLayout
-from lumosx_rt.runtime import relative_error
+from lumosx_rt.running import runtime
+from lumosx_rt.running.runtime import relative_error
 from lumosx_rt.source import random_transformer
 
 SIZE = rt.VideoSize(5, 32, 48)

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lumosx_rt import pictures, typesetting
-from lumosx_rt.pictures import attention_blocks, contact_sheet, layout_picture
+from lumosx_rt.drawing import pictures, typesetting
+from lumosx_rt.drawing.pictures import attention_blocks, contact_sheet, layout_picture
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.layout import SceneLayout
 

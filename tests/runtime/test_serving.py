@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import lumosx_rt as rt
-from lumosx_rt.guards import Flat, NotFinite
-from lumosx_rt.parity import builtin_scenes
-from lumosx_rt.runtime import relative_error
-from lumosx_rt.serving import Service
+from lumosx_rt.proof.parity import builtin_scenes
+from lumosx_rt.running.guards import Flat, NotFinite
+from lumosx_rt.running.runtime import relative_error
+from lumosx_rt.running.serving import Service
 
 NONE, ONE, TWO = builtin_scenes()
 SIZE = rt.VideoSize(5, 32, 48)

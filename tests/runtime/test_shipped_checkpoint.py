@@ -10,12 +10,12 @@ import lumosx_rt as rt
 from lumosx_rt.bench.command import bench
 from lumosx_rt.bench.models import Sampling, reference_engine
 from lumosx_rt.bench.suite import read_clip, read_results
-from lumosx_rt.certificate import digest_of
+from lumosx_rt.proof.certificate import digest_of
+from lumosx_rt.proof.report import read_report
 from lumosx_rt.reference.world import score
 from lumosx_rt.reference.world.judge import judge
 from lumosx_rt.reference.world.scene_lists import BINDING_CI
 from lumosx_rt.reference.world.scenes import scene_of
-from lumosx_rt.report import read_report
 from tests.conftest import built
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "tiny"

@@ -25,9 +25,9 @@ from lumosx_rt.bench.speed import (
 from lumosx_rt.bench.times import percentile, ratio, spread
 from lumosx_rt.engine import Engine
 from lumosx_rt.manifest import read_manifest, sha256_of
-from lumosx_rt.parity import builtin_scenes
+from lumosx_rt.proof.parity import builtin_scenes
+from lumosx_rt.proof.report import write_report
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.report import write_report
 
 SETTINGS = {"steps": 2, "shift": 3.0, "guidance": 5.0}
 SMALL = {"frames": 5, "height": 32, "width": 64}

@@ -19,13 +19,13 @@ from lumosx_rt import cache
 from lumosx_rt.backends import loading
 from lumosx_rt.backends.eager import EagerBackend
 from lumosx_rt.backends.tensorrt import TensorRtBackend
-from lumosx_rt.compilers import compiler_of
+from lumosx_rt.compilers.choice import compiler_of
 from lumosx_rt.export import plugin
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.manifest import PLAN, path_problems, read_manifest, record_files
+from lumosx_rt.proof.report import read_report
 from lumosx_rt.reference.checkpoint import load_transformer
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.report import read_report
 from tests.runtime.classic import Classic, opaque_graph
 from tests.runtime.test_tensorrt_rtx_run import STREAM, request_of
 
@@ -122,7 +122,7 @@ def test_weights_are_streamed_on_request(world, micro_bundle, tmp_path):
 
 
 def test_function_bodies_are_no_substitute_for_plugins(world, micro_bundle, tmp_path, monkeypatch):
-    from lumosx_rt import plugin_plans
+    from lumosx_rt.compilers import plugin_plans
 
     monkeypatch.setattr(plugin_plans, "declare_plugins", lambda trt: [])
     said = refusal(rt.build, micro_bundle, tmp_path / "engine", **BUILD)

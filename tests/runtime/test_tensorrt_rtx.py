@@ -11,14 +11,14 @@ import torch
 
 import lumosx_rt as rt
 from lumosx_rt import cache
-from lumosx_rt.compilers import compiler_of
+from lumosx_rt.compilers.choice import compiler_of
+from lumosx_rt.compilers.plans import TARGETS
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.tensorrt import attention_sites
 from lumosx_rt.inspection import inspect
 from lumosx_rt.manifest import PLAN, check_files, path_problems, read_manifest, record_files
-from lumosx_rt.plans import TARGETS
+from lumosx_rt.proof.report import read_report
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.report import read_report
 
 trt = pytest.importorskip("tensorrt_rtx")
 HERE = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

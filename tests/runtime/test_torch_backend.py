@@ -12,18 +12,18 @@ from lumosx_rt.backends import Inputs
 from lumosx_rt.backends.eager import EagerBackend, recast
 from lumosx_rt.backends.package import device_facts
 from lumosx_rt.bench.models import Sampling, sampled
-from lumosx_rt.compilers import DTYPES
+from lumosx_rt.compilers.choice import DTYPES
 from lumosx_rt.export.program import model_inputs
 from lumosx_rt.manifest import PACKAGE, check_files, read_manifest
-from lumosx_rt.parity import ROUNDED_GATE, builtin_scenes, forward_parity, verify
+from lumosx_rt.proof.parity import ROUNDED_GATE, builtin_scenes, forward_parity, verify
+from lumosx_rt.proof.report import read_report
 from lumosx_rt.reference.checkpoint import load_transformer
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.layout import SceneLayout
 from lumosx_rt.reference.model import LumosX
 from lumosx_rt.reference.structure import Structure
 from lumosx_rt.reference.world.story import story
-from lumosx_rt.report import read_report
-from lumosx_rt.runtime import denoise, relative_error
+from lumosx_rt.running.runtime import denoise, relative_error
 
 SIZE = rt.VideoSize(5, 32, 48)
 NONE, ONE, TWO = builtin_scenes()

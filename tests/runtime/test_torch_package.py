@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lumosx_rt as rt
-from lumosx_rt.compilers import TorchCompiler
+from lumosx_rt.compilers.choice import TorchCompiler
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.manifest import PACKAGE, read_manifest, record_files
 from lumosx_rt.reference.checkpoint import load_transformer

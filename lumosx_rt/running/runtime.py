@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lumosx_rt.backends import Backend, Inputs, plain_inputs
-from lumosx_rt.guards import VERIFY, Flat, NotFinite, is_flat, latents_are_flat
 from lumosx_rt.reference.binding import Binding, VideoSize
 from lumosx_rt.reference.encoders import VideoAutoencoder
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.flow import SamplerState, Schedule, guide, initial_noise, sample
 from lumosx_rt.reference.layout import SceneLayout
+from lumosx_rt.running.guards import VERIFY, Flat, NotFinite, is_flat, latents_are_flat
 
 __all__ = ["Request", "Video", "decode", "denoise", "denoise_together", "is_flat"]
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from lumosx_rt.typesetting import FAINT, INK, PAPER, beside, framed, stack, text_line
+from lumosx_rt.drawing.typesetting import FAINT, INK, PAPER, beside, framed, stack, text_line
 
 Frames = NDArray[np.uint8]
 SHOWN = 4  # frames

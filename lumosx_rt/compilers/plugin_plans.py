@@ -15,12 +15,12 @@ from lumosx_rt import cache
 from lumosx_rt.backends.eager import recast
 from lumosx_rt.backends.plugin_plan import BACKEND, declare_plugins, gpu_here, import_tensorrt
 from lumosx_rt.backends.providers import Provider
+from lumosx_rt.compilers.plans import DTYPES, MAX_SEEDS
 from lumosx_rt.export.dialects import CLASSIC, plugin_nodes
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.tensorrt import Report, build_plan
 from lumosx_rt.manifest import PLAN, sha256_of
-from lumosx_rt.parity import FORWARD_CASES
-from lumosx_rt.plans import DTYPES, MAX_SEEDS
+from lumosx_rt.proof.parity import FORWARD_CASES
 from lumosx_rt.reference.binding import VideoSize
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.layout import SceneLayout

@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from lumosx_rt.console import refuse, say
+from lumosx_rt.commands.console import refuse, say
 
 
 def loaded_engine(
@@ -22,9 +22,9 @@ def loaded_engine(
 
     A provider that does not exist ends the program with a usage error.
     """
-    from lumosx_rt.certificate import NotVerified
     from lumosx_rt.engine import load
     from lumosx_rt.lossy import EXACT
+    from lumosx_rt.proof.certificate import NotVerified
 
     lossy = lossy or EXACT
     check_provider(provider)

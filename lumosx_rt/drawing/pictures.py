@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.layout import SceneLayout
-from lumosx_rt.typesetting import (
+from lumosx_rt.drawing.typesetting import (
     ALARM,
     FAINT,
     INK,
@@ -32,6 +30,8 @@ from lumosx_rt.typesetting import (
     text_width,
     wrapped,
 )
+from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.layout import SceneLayout
 
 HIDDEN = "#eceef1"  # who does not see whom
 VIDEO = "#64748b"

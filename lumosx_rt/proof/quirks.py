@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from lumosx_rt.backends import Backend, Inputs, guided_inputs
-from lumosx_rt.gates import ROUNDED_GATE
+from lumosx_rt.proof.gates import ROUNDED_GATE
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.flow import initial_noise
-from lumosx_rt.runtime import Request, relative_error
+from lumosx_rt.running.runtime import Request, relative_error
 
 Undone = Callable[[Request, Inputs, int], Inputs | None]
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lumosx_rt.reference.encoders import VideoAutoencoder
-from lumosx_rt.runtime import Video
+from lumosx_rt.running.runtime import Video
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,15 @@ from lumosx_rt.backends.onnxruntime import OnnxRuntimeBackend
 from lumosx_rt.calibration.carry import carried
 from lumosx_rt.calibration.document import Calibration
 from lumosx_rt.calibration.sites import is_attention, part_of
+from lumosx_rt.compilers.fp8_layers import layer_parity, products_of
 from lumosx_rt.export.graph import OPSETS, export_onnx
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.ops import PLAN_OPS, QDQ_NODES
 from lumosx_rt.export.rectangle import SLOTS, padded_rectangle, slots_of, with_slots
 from lumosx_rt.export.tensorrt import Fp8, Report
 from lumosx_rt.export.widened import widen
-from lumosx_rt.fp8_layers import layer_parity, products_of
 from lumosx_rt.manifest import plan_of
-from lumosx_rt.parity import FORWARD_CASES, forward_parity
+from lumosx_rt.proof.parity import FORWARD_CASES, forward_parity
 from lumosx_rt.reference.layout import SceneLayout
 from lumosx_rt.reference.model import LumosX
 

@@ -22,7 +22,7 @@ from lumosx_rt.kernels.qdq import quantize, weight_scale
 from lumosx_rt.reference.errors import LumosXError, listing
 from lumosx_rt.reference.layout import SceneLayout
 from lumosx_rt.reference.model import LumosX
-from lumosx_rt.runtime import relative_error
+from lumosx_rt.running.runtime import relative_error
 
 PRODUCT_GATE = 1e-6
 LAYOUT = "2x3x9+1+2.1"  # of the call that is looked into

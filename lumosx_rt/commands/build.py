@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from lumosx_rt.arguments import largest_size, transformer_config
-from lumosx_rt.console import reasons, refuse, result, say
+from lumosx_rt.commands.arguments import largest_size, transformer_config
+from lumosx_rt.commands.console import reasons, refuse, result, say
 
 
 def build(
@@ -111,7 +111,7 @@ def build(
             force=force,
             report=say,
         )
-        from lumosx_rt.report import read_report
+        from lumosx_rt.proof.report import read_report
 
         facts = {"engine": str(target)} | read_report(target).get("build", {})
         result(str(target), facts, as_json)

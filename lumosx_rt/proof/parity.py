@@ -9,27 +9,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lumosx_rt import certificate, runtime
 from lumosx_rt.backends import Backend, Inputs
 from lumosx_rt.backends.eager import EagerBackend, recast
 from lumosx_rt.backends.simulated import SimulatedBackend
 from lumosx_rt.calibration.document import Calibration, read_calibration
-from lumosx_rt.comparison import comparison_picture
+from lumosx_rt.compilers.fp8_layers import layer_parity
 from lumosx_rt.engine import Engine
 from lumosx_rt.export.program import model_inputs
 from lumosx_rt.files import replacing
-from lumosx_rt.fp8_layers import layer_parity
-from lumosx_rt.gates import FORWARD_GATES, GATES, ROUNDED_GATE, ROUNDING
 from lumosx_rt.manifest import CALIBRATION, GRAPH, PICTURE
-from lumosx_rt.quirks import check_quirks
+from lumosx_rt.proof import certificate
+from lumosx_rt.proof.comparison import comparison_picture
+from lumosx_rt.proof.gates import FORWARD_GATES, GATES, ROUNDED_GATE, ROUNDING
+from lumosx_rt.proof.quirks import check_quirks
+from lumosx_rt.proof.report import write_report
 from lumosx_rt.reference.binding import VideoSize
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.layout import SceneLayout
 from lumosx_rt.reference.model import LumosX
 from lumosx_rt.reference.scene import Reference, Scene, Subject
 from lumosx_rt.reference.world.judge import ssim
-from lumosx_rt.report import write_report
-from lumosx_rt.runtime import Request, relative_error
+from lumosx_rt.running import runtime
+from lumosx_rt.running.runtime import Request, relative_error
 from lumosx_rt.source import source_of
 
 Frames = NDArray[np.uint8]

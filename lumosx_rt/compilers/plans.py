@@ -21,12 +21,12 @@ from lumosx_rt.backends.eager import recast
 from lumosx_rt.backends.plan import BACKEND, import_tensorrt_rtx
 from lumosx_rt.calibration.carry import check_carriable
 from lumosx_rt.calibration.document import Calibration
+from lumosx_rt.compilers.fp8_plans import Job, fp8_jobs, widened
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.program import LIMITS
 from lumosx_rt.export.tensorrt import Report, attention_sites, build_plan
-from lumosx_rt.fp8_plans import Job, fp8_jobs, widened
 from lumosx_rt.manifest import PLAN, plan_of, sha256_of
-from lumosx_rt.parity import forward_parity
+from lumosx_rt.proof.parity import forward_parity
 from lumosx_rt.reference.binding import VideoSize
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.model import LumosX

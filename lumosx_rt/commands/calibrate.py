@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lumosx_rt.console import progress_bar, reasons, result, say
+from lumosx_rt.commands.console import progress_bar, reasons, result, say
 
 
 def calibrate(

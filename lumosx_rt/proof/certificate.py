@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lumosx_rt.manifest import MANIFEST, read_manifest, sha256_of
+from lumosx_rt.proof.report import read_report, write_report
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.report import read_report, write_report
 
 BINDING = ("identity", "binding", "swapped", "missing", "psnr")
 Standing = Literal["passed", "failed", "none"]

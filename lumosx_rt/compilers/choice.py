@@ -22,15 +22,15 @@ from lumosx_rt.backends.plugin_plan import BACKEND as TENSORRT
 from lumosx_rt.backends.providers import Provider
 from lumosx_rt.calibration.carry import carried, check_carriable
 from lumosx_rt.calibration.document import Calibration, read_calibration
+from lumosx_rt.compilers.fp8_layers import layer_parity
+from lumosx_rt.compilers.plans import check_plan_request, plan_compiler
+from lumosx_rt.compilers.plugin_plans import plugin_plan_compiler
 from lumosx_rt.export.graph import OPSETS
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.marks import marked, name_marked
 from lumosx_rt.export.ops import QDQ_NODES, export_ops
-from lumosx_rt.fp8_layers import layer_parity
 from lumosx_rt.kernels.qdq import PLAIN
 from lumosx_rt.manifest import GRAPH, PACKAGE, PRECISIONS, sha256_of
-from lumosx_rt.plans import check_plan_request, plan_compiler
-from lumosx_rt.plugin_plans import plugin_plan_compiler
 from lumosx_rt.reference.binding import VideoSize
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.model import LumosX

@@ -247,7 +247,7 @@ def resident_bytes() -> int:
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
         return pages * resource.getpagesize()
     except (OSError, ImportError):
-        from lumosx_rt.runtime import peak_memory_bytes
+        from lumosx_rt.running.runtime import peak_memory_bytes
 
         return peak_memory_bytes()
 

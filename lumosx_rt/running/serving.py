@@ -21,11 +21,11 @@ from typing import Unpack
 from torch import Tensor
 
 from lumosx_rt.engine import Engine, Settings
-from lumosx_rt.guards import NotFinite
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.flow import SamplerState
 from lumosx_rt.reference.scene import Scene
-from lumosx_rt.runtime import Request, Video
+from lumosx_rt.running.guards import NotFinite
+from lumosx_rt.running.runtime import Request, Video
 
 DECODING = 2  # requests that may wait for the decoder: latents are small, and it should not idle
 

@@ -3,7 +3,7 @@
 from PIL import Image, ImageDraw
 
 from lumosx_rt.calibration.document import Calibration
-from lumosx_rt.typesetting import FAINT, INK, PAPER, font_of
+from lumosx_rt.drawing.typesetting import FAINT, INK, PAPER, font_of
 
 WIDTH, HEIGHT, MARGIN = 960, 540, 72  # pixels
 LINE, MARK, BOUND = "#1f4e9c", "#c62828", "#b8cbe6"

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lumosx_rt.drawing.pictures import contact_sheet
 from lumosx_rt.engine import Engine
 from lumosx_rt.files import replacing
-from lumosx_rt.pictures import contact_sheet
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.flow import SamplerState
 from lumosx_rt.reference.scene import Scene

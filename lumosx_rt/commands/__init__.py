@@ -1,0 +1,1 @@
+"""What the command line is made of beside its list of commands (`cli.py`)."""

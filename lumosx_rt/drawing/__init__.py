@@ -1,0 +1,1 @@
+"""Pictures for people: contact sheets, layouts, pages, and the text on them."""
