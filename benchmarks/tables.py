@@ -188,7 +188,7 @@ def lossy(record: Record, root: Path) -> str:
     )
     head = ["", "denoising, as fast as exact", "steps with all blocks", "error of final latents"]
     metrics = list(record["rows"][0]["rates"])
-    head += [text for metric in metrics for text in (metric, "less exact")]
+    head += [text for metric in metrics for text in (metric, "less exact's")]
     table = [head, ["---"] * len(head)]
     for row in record["rows"]:
         steps = f"{100 * row['whole_steps']:.0f} %" if "whole_steps" in row else "100 %"

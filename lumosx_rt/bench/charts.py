@@ -65,6 +65,10 @@ def frontier(
 ) -> Image.Image:
     """Points (kind, name, x, y, low, high) with an interval in y; those that none beats, in less x
     and more y, joined by a line. x from 0, y from just below the lowest interval."""
+    if len({point[3:] for point in points}) == 1:
+        return stack(
+            [text_line(title, 16), text_line(f"{up} is {points[0][3]:.3g} everywhere", 12)], 4
+        )
     kinds = list(dict.fromkeys(kind for kind, *_ in points))
     colours = dict(zip(kinds, _cycle(len(kinds)), strict=True))
     x_ticks = ticks(max(point[2] for point in points))

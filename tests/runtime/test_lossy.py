@@ -249,20 +249,32 @@ def model_config(folder: Path) -> Any:
 
 
 def test_memory_that_is_kept_is_planned(micro: Any, micro_engine: Any) -> None:
+    """Keys and values of every block, a video of zeros for them; four residual streams."""
     *_, two = builtin_scenes()
-    exact, keys, skip = (
-        rt.load(micro.folder, provider="cpu", unverified=True, lossy=shortcuts)
-        for shortcuts in (Lossy(), Lossy(2), Lossy(skip_below=0.1))
+    size = rt.VideoSize(5, 32, 48)
+    layout, config = two.layout(*size.grid), micro_engine.config
+    streams, seeds = 2, 3
+    condition = 4 * config.dim * streams * layout.references * layout.frame_tokens
+    video = 4 * config.dim * streams * seeds * layout.video_tokens
+
+    def kept(**shortcuts: Any) -> int:
+        return memory.kept_bytes(
+            memory.Job(
+                config=config, backend="onnxruntime", number_bytes=4, layout=layout, size=size,
+                seeds=seeds, lossy=Lossy(**shortcuts),
+            )
+        )  # fmt: skip
+
+    assert kept() == 0
+    assert kept(keys_every=2) == 2 * config.num_layers * condition + video
+    assert kept(skip_below=0.1) == 4 * video
+    assert kept(keys_every=2, skip_below=0.1) == kept(keys_every=2) + kept(skip_below=0.1)
+    exact, lossy = (
+        rt.load(micro.folder, provider="cpu", unverified=True, lossy=shortcuts).plan(two, size=size)
+        for shortcuts in (Lossy(), Lossy(2, 0.1))
     )
-    plans = [engine.plan(two) for engine in (exact, keys, skip)]
-    layout, config = micro_engine.prepare(two).layout, micro_engine.config
-    condition = layout.references * layout.frame_tokens
-    kept = 2 * 4 * config.dim * (2 * config.num_layers * condition + layout.video_tokens)
-    assert plans[1].denoise_bytes - plans[1].held_bytes >= kept
-    own = [plan.denoise_bytes - plan.held_bytes for plan in plans]
-    assert own[1] - own[0] == kept
-    assert own[2] - own[0] > 2 * 4 * config.dim * 4 * layout.video_tokens
-    assert isinstance(plans[0], memory.MemoryPlan)
+    own = [plan.denoise_bytes - plan.held_bytes for plan in (exact, lossy)]
+    assert own[1] - own[0] > 2 * config.num_layers * condition + 5 * video / seeds
 
 
 def test_generate_says_that_it_is_lossy(run: Any, micro: Any, scenes: Path, tmp_path: Path) -> None:

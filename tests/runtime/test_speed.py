@@ -372,6 +372,25 @@ def test_a_curve_is_drawn_where_its_points_are() -> None:
         assert abs(left[1] + along * (right[1] - left[1]) - y) < 8
 
 
+def test_a_frontier_joins_the_points_that_none_beats() -> None:
+    """Half the time at the same rate beats; a worse rate in less time stays on the line."""
+    points = [("a", "", 1.0, 0.9, 0.8, 1.0), ("b", "", 0.5, 0.9, 0.8, 1.0)]
+    points.append(("c", "", 0.25, 0.7, 0.6, 0.8))
+
+    def joined(points: list) -> int:
+        image = charts.frontier("t", "x", "y", points)
+        colour = tuple(bytes.fromhex(charts.FAINT.removeprefix("#")))
+        row = {x for x in range(90, image.width - 30) for y in range(100, 330)
+               if image.getpixel((x, y)) == colour}  # fmt: skip
+        return len(row)
+
+    assert 120 < joined(points) < 200  # a quarter of 638 pixels; none of it towards `a`
+    better = [points[0][:3] + (0.95, 0.8, 1.0), *points[1:]]
+    assert joined(better) > 400
+    flat = charts.frontier("t", "x", "y", [("a", "", 1.0, 1.0, 1.0, 1.0)] * 2)
+    assert flat.height < 80
+
+
 def test_bars_are_as_long_as_their_values() -> None:
     image = charts.bars("t", "ms", [("a", {"k": 100.0}, "100"), ("b", {"k": 25.0}, "25")])
     colour = (0x2A, 0x7F, 0xB8)
