@@ -23,7 +23,7 @@ class Lossy:
     skip_below: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.keys_every < 1 or self.keys_every != int(self.keys_every):
+        if not isinstance(self.keys_every, int) or self.keys_every < 1:
             raise LumosXError(f"lossy keys: needs steps from 1 (exact), got {self.keys_every}")
         if not 0 <= self.skip_below < float("inf"):
             raise LumosXError(

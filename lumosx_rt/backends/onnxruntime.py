@@ -47,9 +47,9 @@ class OnnxRuntimeBackend:
         self.threads = options.intra_op_num_threads
 
     def bind(self, inputs: Inputs) -> Denoiser:
+        if self.limits is not None:  # before anything takes memory
+            self._check(shapes_of(inputs))
         given = Given(self._ort, inputs, self.provider)
-        if self.limits is not None:
-            self._check({name: given.arrays[name].shape for name in INPUTS})
         out = given.add(OUTPUT, np.zeros(inputs.shape, np.float32))
         binding = self.session.io_binding()
         for name in INPUTS:
@@ -89,8 +89,7 @@ class Given:
         self.values: dict[str, Any] = {}
         self.add("latents", np.zeros(inputs.shape, np.float32))
         self.add("time", np.zeros(inputs.shape[:1], np.int64))
-        static = (inputs.text, inputs.references, inputs.template, *inputs.structure)
-        for name, tensor in zip(INPUTS[2:], static, strict=True):
+        for name, tensor in static_of(inputs).items():
             self.add(name, np.ascontiguousarray(tensor.numpy()))
 
     def add(self, name: str, array: Any) -> Any:
@@ -105,6 +104,18 @@ class Given:
         if self.device != "cpu":
             for name in ("latents", "time"):
                 self.values[name].update_inplace(self.arrays[name])
+
+
+def static_of(inputs: Inputs) -> dict[str, Tensor]:
+    """The graph's inputs that stay, by name."""
+    static = (inputs.text, inputs.references, inputs.template, *inputs.structure)
+    return dict(zip(INPUTS[2:], static, strict=True))
+
+
+def shapes_of(inputs: Inputs) -> dict[str, tuple[int, ...]]:
+    """Of all the graph's inputs."""
+    static = {name: tuple(tensor.shape) for name, tensor in static_of(inputs).items()}
+    return {"latents": inputs.shape, "time": inputs.shape[:1]} | static
 
 
 def device_of(provider: str) -> str:

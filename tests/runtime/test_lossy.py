@@ -213,6 +213,7 @@ def test_references_that_see_the_video_have_no_keys_apart(
     ("wrong", "words"),
     [
         ({"keys_every": 0}, "lossy keys: needs steps from 1"),
+        ({"keys_every": float("nan")}, "lossy keys: needs steps from 1"),
         ({"skip_below": -0.1}, "lossy skip: needs a share"),
         ({"skip_below": float("nan")}, "lossy skip: needs a share"),
         ({"skip_below": float("inf")}, "lossy skip: needs a share"),
