@@ -4,9 +4,12 @@ Exact is the reference in float32. A way in bf16 may err twice as much as the re
 way in e4m3 twice as much as plain torch with the same roundings.
 """
 
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +22,7 @@ from benchmarks.hopper.cases import Bench, Case
 from benchmarks.hopper.problem import Problem, Way
 from benchmarks.hopper.scale import Scale, layouts_of
 from lumosx_rt.bench import roofline
+from lumosx_rt.export.package import compile_package
 from lumosx_rt.kernels.fused import fused_ops
 from lumosx_rt.kernels.linear_fp8 import LinearFp8, quantize_mlp
 from lumosx_rt.reference.layout import SceneLayout
@@ -34,6 +38,8 @@ TIMED = (
     "fused, CUDA graph",
     "fused e4m3, CUDA graph",
 )
+ALONE = ("reference", "fused, CUDA graph")  # without references, which is what they cost
+PACKAGED = "fused, package"  # last: compiling it takes longest
 EXPLAINED = ("fused", "fused e4m3")  # launched one by one, where a profiler sees them
 KERNELS = 12
 
@@ -44,6 +50,11 @@ def cases(bench: Bench) -> Iterator[Case]:
             yield Case(name, key, partial(_time, bench, key, name))
         for name in EXPLAINED:
             yield Case(f"kernels of {name}", key, partial(_explain, bench, key, name))
+    for key in bench.scale.keys(0):
+        for name in ALONE:
+            yield Case(name, key, partial(_time, bench, key, name))
+    for key in bench.scale.keys(4):
+        yield Case(PACKAGED, key, partial(_time, bench, key, PACKAGED))
 
 
 def problem(scale: Scale, key: str) -> Problem:
@@ -81,6 +92,9 @@ def problem(scale: Scale, key: str) -> Problem:
         ),
         "fused": Way(eager(fused), "reference", half),
         "fused, CUDA graph": Way(graphed(fused), "reference", half),
+        PACKAGED: Way(
+            _once(lambda: partial(packaged(scale, model(fused())), *given)), "reference", half
+        ),
         "plain e4m3": Way(eager(lambda: plain, True), "plain e4m3"),
         "fused e4m3": Way(eager(fused_e4m3, True), "plain e4m3", e4m3),
         "fused e4m3, CUDA graph": Way(graphed(fused_e4m3, True), "plain e4m3", e4m3),
@@ -138,6 +152,25 @@ def compiled(scale: Scale, model: LumosX) -> LumosX:
         block.site = "blocks"  # a name of its own would be compiled for each
         block.forward = scale.compiled(block.forward)
     return model
+
+
+def packaged(scale: Scale, model: LumosX) -> Callable[..., Tensor]:
+    """The model compiled ahead of time, one program for every layout, as engines have it.
+
+    A rehearsal compiles nothing and runs the model.
+    """
+    if scale.rehearsal:
+        return model
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder, "model.pt2")
+        compile_package(model, package, ops=model.ops)
+        loaded = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", True, 1, -1)
+
+    def run(*given: Any) -> Tensor:
+        (velocity,) = loaded.run([x.contiguous() for x in (*given[:-1], *given[-1])])
+        return velocity
+
+    return run
 
 
 def captured(run: Run, device: torch.device) -> Run:
