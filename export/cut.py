@@ -101,7 +101,7 @@ def _compare(graph: Any, like: Any) -> None:
     from onnx import TensorProto, helper
 
     graph.initializer.append(helper.make_tensor("all/axes", TensorProto.INT64, [2], [1, 2]))
-    for kind, inputs, output in (
+    for operator, inputs, output in (
         ("Sub", [FIRST, EMBEDDED], RESIDUAL),
         ("Sub", [RESIDUAL, PREVIOUS], "difference"),
         ("ReduceL1", ["difference", "all/axes"], "difference/sum"),
@@ -109,8 +109,8 @@ def _compare(graph: Any, like: Any) -> None:
         ("Div", ["difference/sum", "previous/sum"], "change/each"),
         ("ReduceMax", ["change/each"], CHANGE),
     ):
-        sums: dict[str, Any] = {"keepdims": 0} if kind.startswith("Reduce") else {}
-        graph.node.append(helper.make_node(kind, inputs, [output], **sums))
+        sums: dict[str, Any] = {"keepdims": 0} if operator.startswith("Reduce") else {}
+        graph.node.append(helper.make_node(operator, inputs, [output], **sums))
     kind = like.type.tensor_type.elem_type
     anything = ["any_batch", "any_tokens", "any_dim"]  # before there is one: a single zero
     graph.input.append(helper.make_tensor_value_info(PREVIOUS, kind, anything))

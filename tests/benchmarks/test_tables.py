@@ -101,6 +101,30 @@ def test_a_failed_row_has_a_reason_and_no_figure(root) -> None:
     assert "| broken | failed: no kernel |" in tables.rewritten(TEXT, root)
 
 
+def test_shortcuts_are_told_with_what_they_change(root) -> None:
+    rate = {"value": 0.9, "low": 0.8, "high": 1.0}
+    exact = {
+        "name": "exact", "times_as_fast": {"ratio": 1.0, "low": 1.0, "high": 1.0},
+        "relative_error": 0.0, "rates": {"binding": rate},
+    }  # fmt: skip
+    short = exact | {
+        "name": "short", "times_as_fast": {"ratio": 2.5, "low": 2.25, "high": 2.75},
+        "whole_steps": 0.25, "relative_error": 0.0312,
+        "minus exact": {"binding": {"value": -0.02, "low": -0.03, "high": 0.01}},
+    }  # fmt: skip
+    record = {
+        "scenes": 7, "list": "some", "steps": 3, "times": "processor", "rows": [exact, short],
+        "machine": {"processor": "abacus", "threads": 1}, "stamp": stamp(FILES, root),
+    }  # fmt: skip
+    told = tables.lossy(record, root)
+    assert told.startswith("7 scenes of some, 3 steps; abacus, threads: 1, processor time\n")
+    assert "| exact | 1.00 (1.00-1.00) | 100 % | 0 | 0.900 |  |" in told
+    row = "| short | 2.50 (2.25-2.75) | 25 % | 3.1e-02 | 0.900 | -0.020 (-0.030 to +0.010) |"
+    assert row in told
+    (root / "code" / "ops.py").write_text("# others\n")
+    assert "processor time (as of " in tables.lossy(record, root)
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [
