@@ -38,10 +38,10 @@ lint: install
 
 # Speed on this CPU, one thread; the README's tables follow
 bench: install
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/side_by_side.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/latency.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed/side_by_side.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed/latency.py
 	$(BIN)/python benchmarks/tables.py
 
 # On a machine with a GPU; needs torch and triton, and nothing of this package installed
 bench-gpu:
-	$(PYTHON) benchmarks/gpu.py
+	$(PYTHON) benchmarks/gpu/run.py

@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 
 from lumosx_rt.bench.machine import machine
-from lumosx_rt.files import write_atomically
+from lumosx_rt.reference.files import write_atomically
 
 
 def keep(record: dict[str, Any], out: Path | None) -> None:

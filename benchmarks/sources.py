@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+MODEL = (
+    *(f"reference/backbones/{name}.py" for name in ("config", "ops", "wan")),
+    *(f"reference/mechanisms/lumosx/{name}.py" for name in ("layout", "structure")),
+)
+"""What the transformer is made of."""
 
 
 def stamp(files: Sequence[str], root: Path = ROOT) -> dict[str, Any]:

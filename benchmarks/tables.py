@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.sources import has_changed  # noqa: E402
-from lumosx_rt.bench.speed_page import share  # noqa: E402
-from lumosx_rt.files import write_atomically  # noqa: E402
+from lumosx_rt.bench.speed.page import share  # noqa: E402
+from lumosx_rt.reference.files import write_atomically  # noqa: E402
 
 Record = dict[str, Any]
 REGION = re.compile(r"(<!-- results: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lumosx_rt.calibration.examples import Example, Sampling, walk
+from lumosx_rt.calibration.samples import Example, Sampling, walk
 from lumosx_rt.calibration.scheme import centred, without_mean
 from lumosx_rt.calibration.sites import is_attention, operands_of, sites_of
+from lumosx_rt.reference.backbones.ops import QKV, WordBias
+from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.model import LumosX
-from lumosx_rt.reference.ops import QKV, WordBias
-from lumosx_rt.reference.structure import Structure
+from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
 
 Ranges = dict[str, dict[str, list[float | None]]]
 """Site -> operand -> amax of every timestep bin; None where nothing came by."""

@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lumosx_rt.reference.backbones.ops import over_seeds
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.ops import over_seeds
 
 Scales = dict[str, dict[str, float]]
 """Site -> role (x; q, k, v) -> what divides its operand into e4m3's range."""

@@ -11,8 +11,8 @@ Everything else is never quantized (`UNQUANTIZED`).
 
 from collections.abc import Sequence
 
-from lumosx_rt.reference.config import LumosXConfig
-from lumosx_rt.reference.layout import SceneLayout
+from lumosx_rt.reference.backbones.config import LumosXConfig
+from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 
 LINEARS = (
     *(f"{part}.{which}" for part in ("self_attn", "cross_attn") for which in "qkvo"),

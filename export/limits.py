@@ -5,7 +5,7 @@ from dataclasses import astuple, dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from lumosx_rt.export.program import AXES, LIMITS
-from lumosx_rt.reference.layout import POOLING_BLOCK
+from lumosx_rt.reference.mechanisms.lumosx.layout import POOLING_BLOCK
 
 
 class Range(NamedTuple):

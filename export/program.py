@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lumosx_rt.reference.config import LumosXConfig
+from lumosx_rt.reference.backbones.config import LumosXConfig
+from lumosx_rt.reference.backbones.ops import Ops
+from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.layout import ROPE_TABLE, SceneLayout
-from lumosx_rt.reference.model import LumosX
-from lumosx_rt.reference.ops import Ops
-from lumosx_rt.reference.structure import Structure, structure_of
+from lumosx_rt.reference.mechanisms.lumosx.layout import ROPE_TABLE, SceneLayout
+from lumosx_rt.reference.mechanisms.lumosx.structure import Structure, structure_of
 
 INPUTS = ("latents", "time", "text", "references", "template", *Structure._fields)
 OUTPUT = "velocity"

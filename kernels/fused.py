@@ -17,8 +17,8 @@ from lumosx_rt.kernels.relational_attention import relational_attention
 from lumosx_rt.kernels.relational_cross_attention import relational_cross_attention
 from lumosx_rt.kernels.self_attention import self_attention as by_name
 from lumosx_rt.kernels.tiles import Capability, architecture, chosen_self_attention
-from lumosx_rt.reference.ops import QKV, Ops, SelfAttention
-from lumosx_rt.reference.structure import Structure
+from lumosx_rt.reference.backbones.ops import QKV, Ops, SelfAttention
+from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
 
 _WIDE = (torch.float32, torch.float16, torch.bfloat16)
 _E4M3 = torch.float8_e4m3fn

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from lumosx_rt.kernels.norm_modulate import QuantizedRows, quantize_rows, rows_in_e4m3
 from lumosx_rt.kernels.numerics import cast, row_scale
+from lumosx_rt.kernels.operator import launcher, operator
 from lumosx_rt.kernels.qdq import quantize, weight_scale
-from lumosx_rt.kernels.registration import launcher, operator
 from lumosx_rt.kernels.tiles import RowTiles, row_tiles
 
 Scaling = Literal["row", "tensor"]

@@ -17,9 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from lumosx_rt.kernels.numerics import E4M3_MAX, cast, row_scale
-from lumosx_rt.kernels.registration import check, check_broadcast, launcher, operator
+from lumosx_rt.kernels.operator import check, check_broadcast, launcher, operator
 from lumosx_rt.kernels.tiles import RowTiles, row_tiles
-from lumosx_rt.reference import ops
+from lumosx_rt.reference.backbones import ops
 
 
 class QuantizedRows(NamedTuple):

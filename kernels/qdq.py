@@ -4,7 +4,7 @@
     x  = x8.to(float32) * scale                         dequantize
 
 One formula, spelled twice: here in torch, which packages and the simulation run; and as nodes of
-ONNX (`export/ops.py`), which onnxruntime and TensorRT take in with the products beside them.
+ONNX (`export/onnx/ops.py`), which onnxruntime and TensorRT take in with the products beside them.
 """
 
 from collections.abc import Callable

@@ -16,9 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 from lumosx_rt.kernels.numerics import cast
-from lumosx_rt.kernels.registration import check, check_broadcast, launcher, operator
+from lumosx_rt.kernels.operator import check, check_broadcast, launcher, operator
 from lumosx_rt.kernels.tiles import RowTiles, row_tiles
-from lumosx_rt.reference import ops
+from lumosx_rt.reference.backbones import ops
 
 
 def qk_norm_rope(

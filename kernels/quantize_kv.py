@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lumosx_rt.kernels.numerics import E4M3_MAX, cast
-from lumosx_rt.kernels.registration import launcher, operator
+from lumosx_rt.kernels.operator import launcher, operator
 
 KEY_BLOCK = 128  # keys that share a scale; attention's key tiles divide it
 _KEY_BLOCK: tl.constexpr = tl.constexpr(KEY_BLOCK)

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from lumosx_rt.kernels.numerics import LOG2E, cast, row_scale
 from lumosx_rt.kernels.online_softmax import over_range
+from lumosx_rt.kernels.operator import check, launcher, operator
 from lumosx_rt.kernels.quantize_kv import QuantizedKV, dequantize_kv, quantize_kv
-from lumosx_rt.kernels.registration import check, launcher, operator
 from lumosx_rt.kernels.tiles import AttentionTiles, attention_tiles, processors
-from lumosx_rt.reference import ops
-from lumosx_rt.reference.ops import QKV
-from lumosx_rt.reference.structure import Structure
+from lumosx_rt.reference.backbones import ops
+from lumosx_rt.reference.backbones.ops import QKV
+from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
 
 _LOG2E: tl.constexpr = tl.constexpr(LOG2E)
 

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from lumosx_rt.kernels.numerics import LOG2E, cast, dot
 from lumosx_rt.kernels.online_softmax import over_range
-from lumosx_rt.kernels.registration import check, launcher, operator
+from lumosx_rt.kernels.operator import check, launcher, operator
 from lumosx_rt.kernels.tiles import AttentionTiles, attention_tiles, processors
-from lumosx_rt.reference import ops
-from lumosx_rt.reference.layout import POOLING_BLOCK
-from lumosx_rt.reference.ops import WordBias
-from lumosx_rt.reference.structure import Structure
+from lumosx_rt.reference.backbones import ops
+from lumosx_rt.reference.backbones.ops import WordBias
+from lumosx_rt.reference.mechanisms.lumosx.layout import POOLING_BLOCK
+from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
 
 TILES_AT_ONCE = 16  # pooled rows of one program: the least a matrix unit takes
 

@@ -16,9 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from lumosx_rt.kernels.relational_attention import relational_attention
-from lumosx_rt.reference import ops
-from lumosx_rt.reference.ops import QKV, SelfAttention
-from lumosx_rt.reference.structure import Structure
+from lumosx_rt.reference.backbones import ops
+from lumosx_rt.reference.backbones.ops import QKV, SelfAttention
+from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
 
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,

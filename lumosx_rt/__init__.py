@@ -4,8 +4,8 @@
 
     rt.build("checkpoints/tiny", "engines/tiny")
     engine = rt.load("engines/tiny")
-    videos = engine.generate(rt.Scene.load("samples/two-friends"), seeds=[0, 1])
-    videos[0].save("two-friends.mp4")
+    videos = engine.generate(rt.Scene.load("samples/drawn/two"), seeds=[0, 1])
+    videos[0].save("two.mp4")
 
 Names are imported when they are first used, so `import lumosx_rt` stays instant.
 """
@@ -16,32 +16,32 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from lumosx_rt.builder import build as build
-    from lumosx_rt.engine import Engine as Engine
-    from lumosx_rt.engine import load as load
-    from lumosx_rt.lossy import Lossy as Lossy
-    from lumosx_rt.proof.parity import verify as verify
-    from lumosx_rt.reference.binding import VideoSize as VideoSize
+    from lumosx_rt.builder.build import build as build
+    from lumosx_rt.parity.verify import verify as verify
     from lumosx_rt.reference.errors import LumosXError as LumosXError
-    from lumosx_rt.reference.layout import SceneLayout as SceneLayout
-    from lumosx_rt.reference.scene import Scene as Scene
-    from lumosx_rt.running.guards import Flat as Flat
-    from lumosx_rt.running.guards import NotFinite as NotFinite
-    from lumosx_rt.running.runtime import Video as Video
+    from lumosx_rt.reference.mechanisms.lumosx.binding import VideoSize as VideoSize
+    from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout as SceneLayout
+    from lumosx_rt.reference.sampling.denoise import Video as Video
+    from lumosx_rt.reference.sampling.shortcuts import Lossy as Lossy
+    from lumosx_rt.reference.scenes.scene import Scene as Scene
+    from lumosx_rt.runtime.engine import Engine as Engine
+    from lumosx_rt.runtime.engine import load as load
+    from lumosx_rt.runtime.guards import Flat as Flat
+    from lumosx_rt.runtime.guards import NotFinite as NotFinite
 
 _HOMES = {
-    "Engine": "engine",
-    "Flat": "running.guards",
-    "Lossy": "lossy",
+    "Engine": "runtime.engine",
+    "Flat": "runtime.guards",
+    "Lossy": "reference.sampling.shortcuts",
     "LumosXError": "reference.errors",
-    "NotFinite": "running.guards",
-    "Scene": "reference.scene",
-    "SceneLayout": "reference.layout",
-    "Video": "running.runtime",
-    "VideoSize": "reference.binding",
-    "build": "builder",
-    "load": "engine",
-    "verify": "proof.parity",
+    "NotFinite": "runtime.guards",
+    "Scene": "reference.scenes.scene",
+    "SceneLayout": "reference.mechanisms.lumosx.layout",
+    "Video": "reference.sampling.denoise",
+    "VideoSize": "reference.mechanisms.lumosx.binding",
+    "build": "builder.build",
+    "load": "runtime.engine",
+    "verify": "parity.verify",
 }
 __all__ = sorted(_HOMES)
 

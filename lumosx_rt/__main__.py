@@ -1,3 +1,3 @@
-from lumosx_rt.cli import main
+from lumosx_rt.cli.main import main
 
 main()

@@ -7,10 +7,10 @@ Each prompt folder holds, beside its pictures and caption, the clip to learn, `v
 
 from pathlib import Path
 
-from lumosx_rt.reference.binding import VideoSize
-from lumosx_rt.reference.config import PRESETS
-from lumosx_rt.reference.data import FolderSource
-from lumosx_rt.reference.recipe import Recipe, Stage
+from lumosx_rt.reference.backbones.config import PRESETS
+from lumosx_rt.reference.mechanisms.lumosx.binding import VideoSize
+from lumosx_rt.reference.training.recipe import Recipe, Stage
+from lumosx_rt.reference.training.sources import FolderSource
 
 SIZE = VideoSize(frames=81, height=480, width=832)
 

@@ -122,11 +122,11 @@ def tiny_engine(tiny):
 @pytest.fixture(scope="session")
 def micro_bundle(surroundings, shared):
     """A checkpoint in diffusers folders, of all four parts."""
-    from lumosx_rt.defaults import SMALL
-    from lumosx_rt.reference.checkpoint import save_bundle
-    from lumosx_rt.reference.config import LumosXConfig
-    from lumosx_rt.reference.tiny import random_components
-    from lumosx_rt.source import random_transformer
+    from lumosx_rt.artifact.defaults import SMALL
+    from lumosx_rt.artifact.source import random_transformer
+    from lumosx_rt.reference.backbones.config import LumosXConfig
+    from lumosx_rt.reference.backbones.loading import save_bundle
+    from lumosx_rt.reference.encoders.random import random_components
 
     folder = shared / "micro-bundle"
     config = LumosXConfig(dim=48, ffn_dim=96, num_heads=3, num_layers=2, text_dim=64, text_len=256)
@@ -174,7 +174,7 @@ def compiled_engine(compiled):
 def planned(micro_bundle, shared):
     """The micro checkpoint as a plan. The graph that it is made of is kept in `plan-graph`."""
     pytest.importorskip("tensorrt_rtx")
-    from lumosx_rt.export import graph
+    from lumosx_rt.export.onnx import graph
 
     export = graph.export_onnx
 
@@ -197,8 +197,8 @@ def plan_graph(planned, shared):
 def scales(micro_bundle, shared):
     """A calibration of the micro checkpoint, as a file."""
     from lumosx_rt.calibration.noise import noise_calibration
-    from lumosx_rt.reference.bundle import find_bundle
-    from lumosx_rt.reference.checkpoint import load_transformer
+    from lumosx_rt.reference.backbones.loading import load_transformer
+    from lumosx_rt.reference.checkpoints.bundle import find_bundle
 
     path = shared / "scales.json"
     with one_at_a_time(path.with_suffix(".lock")):
@@ -258,7 +258,7 @@ class Replay:
 @pytest.fixture
 def exporter(micro, monkeypatch):
     """Builds of the micro checkpoint take seconds: its graph is not exported again."""
-    from lumosx_rt.export import graph
+    from lumosx_rt.export.onnx import graph
 
     replay = Replay(micro.folder)
     monkeypatch.setattr(graph, "export_onnx", replay)
@@ -271,7 +271,7 @@ def fault(monkeypatch):
 
     velocity: of (velocity, number of the call, counted from 1). Returns the number of calls.
     """
-    from lumosx_rt.backends.onnxruntime import OnnxRuntimeBackend
+    from lumosx_rt.backends.onnxruntime.run import OnnxRuntimeBackend
 
     right = OnnxRuntimeBackend.bind
 
@@ -301,7 +301,7 @@ def run():
     """`run(*words, code=0)`: a command in this process; its exit code is checked."""
     from typer.testing import CliRunner
 
-    from lumosx_rt.cli import app
+    from lumosx_rt.cli.main import app
 
     def run_here(*words, code: int = 0):
         done = CliRunner().invoke(app, [str(word) for word in words])
@@ -316,7 +316,7 @@ def run():
 @pytest.fixture
 def scenes(tmp_path):
     """A folder of prompt folders: two good ones, and a bad one between them."""
-    from lumosx_rt.proof.parity import builtin_scenes
+    from lumosx_rt.parity.verify import builtin_scenes
 
     _, one, two = builtin_scenes()
     root = tmp_path / "scenes"

@@ -12,8 +12,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {"reference": 1, "kernels": 2, "export": 3, "calibration": 3, "lumosx_rt": 4}
 LINKS = ("calibration", "export", "kernels", "reference")
-LIGHT = ["reference/layout.py", "lumosx_rt/manifest.py"]
-PORTABLE = [f"reference/{name}.py" for name in ("layout", "config", "ops", "model", "structure")]
+LIGHT = ["reference/mechanisms/lumosx/layout.py", "lumosx_rt/artifact/manifest.py"]
+PORTABLE = [
+    "reference/mechanisms/lumosx/layout.py", "reference/mechanisms/lumosx/structure.py",
+    "reference/backbones/config.py", "reference/backbones/ops.py", "reference/backbones/wan.py",
+]  # fmt: skip
 
 
 def files(*folders: str) -> list[Path]:
@@ -58,8 +61,15 @@ def imported(file: Path, deep: bool = True) -> set[str]:
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert {"lumosx_rt", "lumosx_rt.reference.layout", "lumosx_rt.export.graph"} <= set(MODULES)
-    assert imported(ROOT / "reference" / "ops.py") >= {"torch", "lumosx_rt.reference.structure"}
+    assert {
+        "lumosx_rt",
+        "lumosx_rt.reference.mechanisms.lumosx.layout",
+        "lumosx_rt.export.onnx.graph",
+    } <= set(MODULES)
+    assert imported(ROOT / "reference" / "backbones" / "ops.py") >= {
+        "torch",
+        "lumosx_rt.reference.mechanisms.lumosx.structure",
+    }
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

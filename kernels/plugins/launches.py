@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 
 from lumosx_rt.kernels import qk_norm_rope, relational_attention, relational_cross_attention
-from lumosx_rt.kernels.ahead_of_time import Specialization
+from lumosx_rt.kernels.compile import Specialization
 from lumosx_rt.kernels.numerics import LOG2E
 from lumosx_rt.kernels.plugins import entries
 from lumosx_rt.kernels.relational_cross_attention import TILES_AT_ONCE
-from lumosx_rt.kernels.specializations import POINTERS
+from lumosx_rt.kernels.signatures import POINTERS
 from lumosx_rt.kernels.tiles import AttentionTiles, RowTiles, attention_settings, settings
 
 Size = Any

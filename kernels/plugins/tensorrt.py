@@ -2,8 +2,8 @@
 
 `register(trt, trtp, sm)` declares them to TensorRT; the modules are handed in, so that nothing
 here needs TensorRT installed. Names and attributes are those of the exported opaque nodes
-(`export/plugin.py`): lumosx::QkNormRope, RelationalAttention, VideoAttention, RelationalBias,
-RelationalCrossAttention.
+(`export/onnx/opaque_nodes.py`): lumosx::QkNormRope, RelationalAttention, VideoAttention,
+RelationalBias, RelationalCrossAttention.
 """
 
 # annotations are TensorRT's own classes, known only once its module is handed in
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lumosx_rt.kernels.ahead_of_time import compile_for
+from lumosx_rt.kernels.compile import compile_for
 from lumosx_rt.kernels.plugins import launches
 from lumosx_rt.kernels.plugins.launches import Launch
 from lumosx_rt.kernels.tiles import architecture

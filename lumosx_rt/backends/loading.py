@@ -3,22 +3,26 @@
 from functools import partial
 from pathlib import Path
 
-from lumosx_rt import cache
-from lumosx_rt.backends import Backend
-from lumosx_rt.backends.aoti import TorchBackend
-from lumosx_rt.backends.buckets import BucketedBackend
-from lumosx_rt.backends.caching import CachingBackend
-from lumosx_rt.backends.onnxruntime import OnnxRuntimeBackend
-from lumosx_rt.backends.package import check_package
-from lumosx_rt.backends.plan import check_plan, import_tensorrt_rtx
-from lumosx_rt.backends.plugin_plan import check_plugin_plan, declare_plugins, import_tensorrt
-from lumosx_rt.backends.providers import COMPILING, Provider, serving_of
-from lumosx_rt.backends.tensorrt import TensorRtBackend
-from lumosx_rt.backends.tensorrt_rtx import TensorRtRtxBackend
-from lumosx_rt.lossy import EXACT, Lossy
-from lumosx_rt.manifest import GRAPH, PACKAGE, PLAN, Manifest, buckets_of, plan_of
-from lumosx_rt.reference.config import LumosXConfig
+from lumosx_rt.artifact import user_cache as cache
+from lumosx_rt.artifact.manifest import GRAPH, PACKAGE, PLAN, Manifest, buckets_of, plan_of
+from lumosx_rt.backends.onnxruntime.providers import COMPILING, Provider, serving_of
+from lumosx_rt.backends.onnxruntime.run import OnnxRuntimeBackend
+from lumosx_rt.backends.onnxruntime.step_cache import CachingBackend
+from lumosx_rt.backends.tensorrt.checks import (
+    check_plugin_plan,
+    declare_plugins,
+    import_tensorrt,
+)
+from lumosx_rt.backends.tensorrt.run import TensorRtBackend
+from lumosx_rt.backends.tensorrt_rtx.buckets import BucketedBackend
+from lumosx_rt.backends.tensorrt_rtx.checks import check_plan, import_tensorrt_rtx
+from lumosx_rt.backends.tensorrt_rtx.run import TensorRtRtxBackend
+from lumosx_rt.backends.torch.checks import check_package
+from lumosx_rt.backends.torch.run import TorchBackend
+from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.sampling.inputs import Backend
+from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy
 
 
 def load_backend(

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lumosx_rt.files import write_atomically
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.files import write_atomically
 
 RUN_FILE = "run.json"
 

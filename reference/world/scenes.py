@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lumosx_rt.reference.clip import write_clip
-from lumosx_rt.reference.scene import Reference, Scene, Subject
+from lumosx_rt.reference.scenes.clips import write_clip
+from lumosx_rt.reference.scenes.scene import Reference, Scene, Subject
 from lumosx_rt.reference.world import draw, looks, story
 from lumosx_rt.reference.world.story import Story
 

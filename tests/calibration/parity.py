@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from lumosx_rt.calibration.document import Calibration
-from lumosx_rt.calibration.examples import moments_of, velocity_of
-from lumosx_rt.calibration.simulate import Simulation
+from lumosx_rt.calibration.apply.simulate import Simulation
+from lumosx_rt.calibration.calibration_file import Calibration
+from lumosx_rt.calibration.samples import moments_of, velocity_of
 from lumosx_rt.calibration.sites import is_attention
-from lumosx_rt.reference.ops import QKV
+from lumosx_rt.reference.backbones.ops import QKV
 from tests.calibration import toys
 
 LINEAR_GATE = 1e-6

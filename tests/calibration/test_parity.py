@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lumosx_rt.calibration import simulate
-from lumosx_rt.calibration.examples import moments_of, velocity_of
+from lumosx_rt.calibration.apply import simulate
+from lumosx_rt.calibration.apply.simulate import Simulation
+from lumosx_rt.calibration.samples import moments_of, velocity_of
 from lumosx_rt.calibration.scheme import Scheme
-from lumosx_rt.calibration.simulate import Simulation
 from lumosx_rt.calibration.sites import sites_of
 from tests.calibration import parity, toys
 
@@ -118,7 +118,7 @@ def test_the_model_is_as_it_was_afterwards():
     ids=str,
 )
 def test_a_whole_model_in_fp8_is_close_but_not_equal(scheme, dtype):
-    from lumosx_rt.backends.eager import recast
+    from lumosx_rt.backends.eager.run import recast
 
     model = recast(toys.model(), dtype)
     document = toys.calibration(scheme)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from lumosx_rt.export.ops import attend_padded
+from lumosx_rt.export.onnx.ops import attend_padded
 from lumosx_rt.export.program import (
     AXES,
     INPUTS,
@@ -15,11 +15,11 @@ from lumosx_rt.export.program import (
     model_inputs,
     trace,
 )
-from lumosx_rt.reference.config import LumosXConfig
+from lumosx_rt.reference.backbones.config import LumosXConfig
+from lumosx_rt.reference.backbones.ops import REFERENCE, Ops, attend
+from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.layout import SceneLayout
-from lumosx_rt.reference.model import LumosX
-from lumosx_rt.reference.ops import REFERENCE, Ops, attend
+from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 
 CONFIG = LumosXConfig(dim=48, num_heads=2, ffn_dim=64, num_layers=1, text_dim=16, text_len=12)
 

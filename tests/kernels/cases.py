@@ -1,15 +1,16 @@
 """What tests of kernels share: layouts that are awkward for tiles, random inputs, the budget.
 
 The oracle is `reference.ops` in float64, which is itself held against a dense version of SPEC
-(tests/reference/test_ops.py). A kernel may err at most twice as much as plain torch in its type.
+(tests/reference/backbones/test_ops.py). A kernel may err at most twice as much as plain torch in
+its type.
 """
 
 import torch
 from torch import Tensor
 
-from lumosx_rt.reference.layout import SceneLayout
-from lumosx_rt.reference.ops import QKV, WordBias
-from lumosx_rt.reference.structure import Structure, structure_of
+from lumosx_rt.reference.backbones.ops import QKV, WordBias
+from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.mechanisms.lumosx.structure import Structure, structure_of
 
 # tiles are 16 queries by 32 keys here; frames of 35, 12, 16, 90 tokens end beside and on their grid
 LAYOUTS = {

@@ -23,8 +23,8 @@ from lumosx_rt.kernels import (
     tiles,
 )
 from lumosx_rt.kernels.plugins.tensorrt import register
-from lumosx_rt.reference.layout import SceneLayout
-from lumosx_rt.reference.structure import structure_of
+from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.mechanisms.lumosx.structure import structure_of
 
 SM, HEADS, HEAD_DIM, TEXT, SEEDS = 90, 12, 128, 512, 3
 LIBRARIES = ("libnvinfer", "libnvonnxparser", "libnvinfer_plugin")

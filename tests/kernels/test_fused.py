@@ -6,11 +6,11 @@ import torch
 from lumosx_rt.kernels.fused import fused_ops, supports, why_unsupported
 from lumosx_rt.kernels.linear_fp8 import LinearFp8, quantize_mlp
 from lumosx_rt.kernels.tiles import ARCHITECTURES
-from lumosx_rt.reference.config import LumosXConfig
-from lumosx_rt.reference.layout import SceneLayout
-from lumosx_rt.reference.model import LumosX
-from lumosx_rt.reference.ops import REFERENCE
-from lumosx_rt.reference.structure import structure_of
+from lumosx_rt.reference.backbones.config import LumosXConfig
+from lumosx_rt.reference.backbones.ops import REFERENCE
+from lumosx_rt.reference.backbones.wan import LumosX
+from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.mechanisms.lumosx.structure import structure_of
 from tests.kernels.cases import random, relative
 from tests.reference.test_golden import TOLERANCE, ModelCase, error
 

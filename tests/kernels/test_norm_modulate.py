@@ -12,7 +12,7 @@ from lumosx_rt.kernels.norm_modulate import (
     quantize_rows,
     rows_in_e4m3,
 )
-from lumosx_rt.reference import ops
+from lumosx_rt.reference.backbones import ops
 from tests.kernels.cases import HALF, assert_within_budget, random, relative
 
 EPS = 1e-6

@@ -12,7 +12,7 @@ import triton
 
 from lumosx_rt.kernels.plugins import launches
 from lumosx_rt.kernels.plugins.tensorrt import without_hidden_parameters
-from lumosx_rt.reference import ops
+from lumosx_rt.reference.backbones import ops
 from tests.kernels.cases import Case, assert_within_budget, double, random
 
 ROOT = Path(__file__).parents[2]
@@ -43,8 +43,8 @@ def plugged(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 def test_every_exported_node_has_a_plugin(plugged: dict) -> None:
-    from lumosx_rt.export.plugin import operations
-    from lumosx_rt.reference.config import PRESETS
+    from lumosx_rt.export.onnx.opaque_nodes import operations
+    from lumosx_rt.reference.backbones.config import PRESETS
 
     assert set(plugged["names"]) == set(operations(PRESETS["tiny"]))
 

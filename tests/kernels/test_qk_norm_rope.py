@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from lumosx_rt.kernels.qk_norm_rope import qk_norm_rope
-from lumosx_rt.reference import ops
-from lumosx_rt.reference.structure import rope_table
+from lumosx_rt.reference.backbones import ops
+from lumosx_rt.reference.mechanisms.lumosx.structure import rope_table
 from tests.kernels.cases import HALF, assert_within_budget, random
 
 EPS = 1e-6

@@ -10,8 +10,8 @@ from lumosx_rt.kernels.relational_attention import (
     relational_attention,
     relational_attention_lse,
 )
-from lumosx_rt.reference import ops
-from lumosx_rt.reference.ops import QKV
+from lumosx_rt.reference.backbones import ops
+from lumosx_rt.reference.backbones.ops import QKV
 from tests.kernels.cases import HALF, LAYOUTS, Case, assert_within_budget, double, relative
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lumosx_rt.kernels.relational_cross_attention import bias_table, relational_cross_attention
-from lumosx_rt.reference import ops
-from lumosx_rt.reference.ops import WordBias
+from lumosx_rt.reference.backbones import ops
+from lumosx_rt.reference.backbones.ops import WordBias
 from tests.kernels.cases import HALF, LAYOUTS, Case, assert_within_budget, relative
 
 BIASED = [name for name in LAYOUTS if name != "no references"]

@@ -24,8 +24,8 @@ from lumosx_rt.kernels import (
 )
 from lumosx_rt.kernels.linear_fp8 import GeluQuantize
 from lumosx_rt.kernels.numerics import INTERPRETED
-from lumosx_rt.reference import ops
-from lumosx_rt.reference.ops import QKV, WordBias
+from lumosx_rt.reference.backbones import ops
+from lumosx_rt.reference.backbones.ops import QKV, WordBias
 from tests.kernels.cases import Case, random
 
 EPS = 1e-6

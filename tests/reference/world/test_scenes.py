@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 
-from lumosx_rt.reference.clip import read_clip
-from lumosx_rt.reference.scene import Scene
+from lumosx_rt.reference.scenes.clips import read_clip
+from lumosx_rt.reference.scenes.scene import Scene
 from lumosx_rt.reference.world import draw
 from lumosx_rt.reference.world.scenes import CLIP_FILE, WorldSource, scene_of, write_story
 from lumosx_rt.reference.world.story import story

@@ -1,0 +1,77 @@
+"""A calibrated model on the Triton kernels' own 8-bit products: FP8 engines of the backend torch.
+
+    linears          in e4m3 at the document's sites, by its scales or with one a row
+    self-attention   in e4m3 at its sites; the kernel finds scales itself, finer than calibrated
+    cross-attention  in high precision: its kernel has no 8-bit form
+
+Where scales are found a row at a time and every linear is in FP8, norms and the MLP's activation
+quantize what they write, and no linear reads anything wider.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from lumosx_rt.calibration.calibration_file import Calibration
+from lumosx_rt.calibration.sites import is_attention, part_of
+from lumosx_rt.kernels.fused import attention_e4m3, fused_ops
+from lumosx_rt.kernels.linear_fp8 import GeluQuantize, LinearFp8
+from lumosx_rt.kernels.tiles import Capability
+from lumosx_rt.reference.backbones.ops import QKV, Ops
+from lumosx_rt.reference.backbones.wan import LumosX
+from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
+
+
+def on_kernels(
+    model: LumosX, document: Calibration, capability: Capability
+) -> AbstractContextManager[Ops]:
+    """A block in which the model's linears are replaced; it gives the operations to run on.
+
+    Raises LumosXError where the model is another, ValueError where the GPU has no such kernels.
+    """
+    document.check(model)
+    quantized = set(document.quantized)
+    rows = document.scheme["activations"] == "row"
+    if rows and document.scheme["weights"] != "channel":
+        raise ValueError("scales found row by row come with weights a channel")
+    linears = {site for site in document.sites if not is_attention(site)}
+    attended = {site for site in quantized if part_of(site) == "self"}
+    ops = fused_ops(
+        capability,
+        e4m3_attention=bool(attended),
+        e4m3_rows=rows and linears <= quantized,
+        head_dim=model.config.head_dim,
+    )
+    if attended and attended != {site for site in document.sites if part_of(site) == "self"}:
+        plain = fused_ops(capability, head_dim=model.config.head_dim).self_attention
+
+        def self_attention(
+            video: QKV, condition: QKV, structure: Structure, site: str
+        ) -> tuple[Tensor, Tensor | None]:
+            attend = attention_e4m3 if site in attended else plain
+            return attend(video, condition, structure, site)
+
+        ops = replace(ops, self_attention=self_attention)
+    return _replaced(model, document, ops, linears & quantized, rows)
+
+
+@contextmanager
+def _replaced(
+    model: LumosX, document: Calibration, ops: Ops, linears: set[str], rows: bool
+) -> Iterator[Ops]:
+    with ExitStack() as stack:
+
+        def put(site: str, module: nn.Module) -> None:
+            stack.callback(model.set_submodule, site, model.get_submodule(site))
+            model.set_submodule(site, module)
+
+        for site in sorted(linears):
+            linear = model.get_submodule(site)
+            assert isinstance(linear, nn.Linear)
+            scale = None if rows else document.sites[site].scales["x"]
+            put(site, LinearFp8(linear, scale, document.scheme["weights"]))
+            if rows and part_of(site) == "ffn.2":
+                put(site.removesuffix("2") + "1", GeluQuantize())
+        yield ops

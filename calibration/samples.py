@@ -1,0 +1,233 @@
+"""Scenes to calibrate on, as the model meets them on its way from noise to video."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lumosx_rt.reference.backbones.wan import LumosX
+from lumosx_rt.reference.checkpoints.bundle import read_json
+from lumosx_rt.reference.encoders.umt5 import TextEncoder, VideoAutoencoder
+from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.mechanisms.lumosx.binding import Binding, VideoSize, bind
+from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.mechanisms.lumosx.structure import structure_of
+from lumosx_rt.reference.sampling.flow import Schedule, guide, initial_noise, sample
+from lumosx_rt.reference.scenes.folder import SCENE_FILE
+from lumosx_rt.reference.scenes.scene import Scene
+from lumosx_rt.reference.world.scenes import scene_of
+from lumosx_rt.reference.world.story import Story, story
+
+LISTS = Path(__file__).parent / "scenes"
+MOST_PEOPLE = 4  # that a story of the drawn world has
+
+
+@dataclass(frozen=True)
+class SceneSet:
+    """Scenes by a name, with a hash of all that they say and show."""
+
+    name: str
+    sha256: str
+    scenes: tuple[Scene, ...]
+    seeds: tuple[int, ...]
+    """Of each scene's noise."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How scenes are sampled, and into how many timestep bins of equally many steps."""
+
+    size: VideoSize
+    steps: int
+    shift: float
+    guidance: float
+    bins: int = 4
+
+    def __post_init__(self) -> None:
+        Schedule.released(self.steps, self.shift)
+        if not 1 <= self.bins <= self.steps:
+            raise LumosXError(f"bins: needs 1 to {self.steps} (the steps), got {self.bins}")
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule.released(self.steps, self.shift)
+
+    @property
+    def binned_steps(self) -> list[list[int]]:
+        """The steps of every bin, noisiest first."""
+        return [part.tolist() for part in np.array_split(np.arange(self.steps), self.bins)]
+
+    @property
+    def binned_times(self) -> list[list[int]]:
+        """The first and last time (0..1000) of every bin."""
+        times = self.schedule.times.tolist()
+        return [[times[part[0]], times[part[-1]]] for part in self.binned_steps]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A scene, bound: what the model reads of it but noise."""
+
+    name: str
+    layout: SceneLayout
+    binding: Binding
+    seed: int
+
+
+class Moment(NamedTuple):
+    """One call on the way: latents [1, channels, frames, rows, columns] at an integer time."""
+
+    latents: Tensor
+    time: int
+
+
+def find_scenes(what: str, count: int | None = None) -> SceneSet:
+    """Scenes by the name of a list, by its JSON file, or the prompt folders in a folder.
+
+    count: only the first so many. Raises LumosXError for what is none of them, or drawn otherwise
+    than the list says.
+    """
+    path = Path(what)
+    named = LISTS / f"{what}.json"
+    if what.replace("-", "").isalnum() and named.is_file():
+        found = _listed(named)
+    elif path.is_file() and path.suffix == ".json":
+        found = _listed(path)
+    elif path.is_dir():
+        found = _folders(path)
+    else:
+        names = ", ".join(sorted(file.stem for file in LISTS.glob("*.json")))
+        raise LumosXError(
+            f"scenes: got '{what}', accepted are {names}, a JSON list like these, or a folder of "
+            "prompt folders"
+        )
+    if count is None:
+        return found
+    if not 1 <= count <= len(found.scenes):
+        raise LumosXError(f"count: got {count}, '{found.name}' has 1 to {len(found.scenes)} scenes")
+    return SceneSet(found.name, found.sha256, found.scenes[:count], found.seeds[:count])
+
+
+def example_of(
+    scene: Scene, seed: int, sampling: Sampling, encoder: TextEncoder, vae: VideoAutoencoder
+) -> Example:
+    layout, binding = bind(scene, sampling.size, encoder, vae)
+    return Example(scene.name, layout, binding, seed)
+
+
+def stratified(scenes: Sequence[Scene], count: int) -> list[int]:
+    """Indices of so many scenes, as evenly over numbers of subjects as there are, in order."""
+    strata: dict[int, list[int]] = {}
+    for i, scene in enumerate(scenes):
+        strata.setdefault(len(scene.subjects), []).append(i)
+    ranked = sorted((rank, i) for part in strata.values() for rank, i in enumerate(part))
+    return sorted(i for _, i in ranked[:count])
+
+
+def velocity_of(model: LumosX, example: Example, guidance: float) -> Callable[[Moment], Tensor]:
+    """The guided velocity that a sampler asks for, in the latents' shape."""
+    streams = 1 if guidance == 1.0 else 2
+    device = model.head.head.weight.device
+    binding = example.binding
+    text = torch.stack([binding.text, binding.null_text][:streams]).to(device)
+    references, template = (
+        x.expand(streams, *x.shape).to(device) for x in (binding.references, binding.template)
+    )
+    structure = structure_of([example.layout] * streams, model.config.head_dim).to(device)
+
+    @torch.no_grad()
+    def velocity(moment: Moment) -> Tensor:
+        latents = moment.latents.to(device).expand(streams, *moment.latents.shape)
+        time = torch.full((streams,), moment.time, device=device)
+        out: Tensor = model(latents, time, text, references, template, structure).cpu()
+        return out[0] if streams == 1 else guide(out[0], out[1], guidance)
+
+    return velocity
+
+
+def walk(
+    model: LumosX,
+    example: Example,
+    sampling: Sampling,
+    before: Callable[[int], None] = lambda step: None,
+) -> Iterator[Moment]:
+    """Samples a scene; yields every call that was made. before: told the step that comes."""
+    channels, rows, columns = example.binding.references.shape[1:]
+    noise = initial_noise(example.seed, (channels, example.layout.video_frames, rows, columns))
+    velocity = velocity_of(model, example, sampling.guidance)
+    calls: list[Moment] = []
+
+    def called(latents: Tensor, time: int) -> Tensor:
+        before(len(calls))
+        calls.append(Moment(latents.clone(), time))
+        return velocity(calls[-1])
+
+    for state in sample(called, noise[None], sampling.schedule):
+        if state.step:
+            yield calls[-1]
+
+
+def moments_of(model: LumosX, example: Example, sampling: Sampling) -> list[Moment]:
+    """The call in the middle of every timestep bin."""
+    calls = list(walk(model, example, sampling))
+    return [calls[steps[len(steps) // 2]] for steps in sampling.binned_steps]
+
+
+def _listed(file: Path) -> SceneSet:
+    raw = read_json(file)
+    entries, held_out = raw.get("scenes"), raw.get("held_out")
+    if not isinstance(entries, list) or not entries or not isinstance(held_out, bool):
+        raise LumosXError(f"{file}: a list has `name`, `held_out`, `sha256` and some `scenes`")
+    problems, stories = [], []
+    for number, entry in enumerate(entries):
+        told = _story(entry, held_out)
+        if told is None:
+            problems.append(f"scenes[{number}] needs a `seed` and 1 to {MOST_PEOPLE} `people`")
+        elif told.caption != entry.get("caption"):
+            problems.append(f"scenes[{number}] has another caption than its seed draws")
+        else:
+            stories.append(told)
+    if problems:
+        raise LumosXError(listing(str(file), problems))
+    digest = _digest(map(repr, stories))
+    if digest != raw.get("sha256"):
+        raise LumosXError(f"{file}: this version draws its scenes otherwise than its sha256 says")
+    scenes = tuple(map(scene_of, stories))
+    return SceneSet(str(raw.get("name")), digest, scenes, tuple(told.seed for told in stories))
+
+
+def _story(entry: Any, held_out: bool) -> Story | None:
+    if not isinstance(entry, dict):
+        return None
+    seed, people = entry.get("seed"), entry.get("people")
+    if type(seed) is not int or type(people) is not int or not 1 <= people <= MOST_PEOPLE:
+        return None
+    return story(seed, people, held_out)
+
+
+def _folders(root: Path) -> SceneSet:
+    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    folders = [
+        path
+        for path in folders
+        if any((path / name).is_file() for name in ("caption.txt", SCENE_FILE))
+    ]
+    if not folders:
+        raise LumosXError(f"{root}: no prompt folders in it (a folder with a caption.txt)")
+    scenes = tuple(Scene.load(path) for path in folders)
+    said = (
+        json.dumps([scene.caption, [r.word for r in scene.references]])
+        + hashlib.sha256(scene.fitted(64, 64).tobytes()).hexdigest()
+        for scene in scenes
+    )
+    return SceneSet(root.name, _digest(said), scenes, tuple(range(len(scenes))))
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

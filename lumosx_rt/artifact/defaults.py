@@ -1,0 +1,45 @@
+"""Size and sampling of a video where a request is silent.
+
+The released settings, unless a bundle has a `defaults.json` with its own: a JSON object with any of
+frames, height, width (pixels), fps, steps, shift and guidance.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from lumosx_rt.reference.checkpoints.bundle import read_json
+from lumosx_rt.reference.errors import LumosXError, listing
+
+DEFAULTS_FILE = "defaults.json"
+KINDS: dict[str, type] = {
+    "frames": int, "height": int, "width": int, "fps": int,
+    "steps": int, "shift": float, "guidance": float,
+}  # fmt: skip
+RELEASED: dict[str, Any] = {
+    "frames": 81, "height": 480, "width": 832, "fps": 16, "steps": 50, "shift": 8.0, "guidance": 6.0
+}  # fmt: skip
+SMALL = RELEASED | {"frames": 17, "height": 128, "width": 288, "steps": 20}
+"""For random weights of the tiny preset."""
+
+
+def read_defaults(root: Path) -> dict[str, Any]:
+    """The defaults of the bundle at `root`. Raises LumosXError for a file that says nonsense."""
+    file = root / DEFAULTS_FILE if root.is_dir() else root
+    if file.name != DEFAULTS_FILE or not file.is_file():
+        return RELEASED
+    found = read_json(file)
+    problems = [f"{name!r} is not known" for name in found if name not in KINDS]
+    problems += default_problems(RELEASED | found)
+    if problems:
+        raise LumosXError(listing(str(file), problems))
+    return RELEASED | found
+
+
+def default_problems(values: dict[str, Any]) -> list[str]:
+    """What is missing in, or wrong with, a table of defaults."""
+    return [
+        f"{name!r} must be a positive {kind.__name__}"
+        for name, kind in KINDS.items()
+        if type(values.get(name)) not in ((int,) if kind is int else (int, float))
+        or not values[name] > 0
+    ]

@@ -1,0 +1,253 @@
+"""manifest.json: the only entry point of an engine directory, and everything it promises.
+
+    engine/
+      manifest.json
+      transformer/model.onnx  transformer/model.onnx.data
+      transformer/model.pt2   instead, in an engine of the backend torch: compiled code
+      transformer/model.plan  instead, of tensorrt-rtx and tensorrt: compiled code for a GPU
+      transformer/model-4.plan ...  in FP8, one for scenes of up to so many references
+      calibration.json        in FP8: its scales and where they come from
+      components/...          only in a self-contained engine
+      report.json .md .png    the last check, the engine's certificate; not part of the content
+
+Forbidden: absolute paths, paths that leave the folder, links, pickles, code (but for those two,
+which are loaded only where they were made, or on trust), files that are not listed, listed files
+that are missing or differ. Reading it runs no code and needs neither torch nor numpy.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lumosx_rt.artifact.defaults import default_problems
+from lumosx_rt.reference.backbones.config import LumosXConfig
+from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.files import write_atomically
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+REPORTS = ("report.json", "report.md", "report.png")
+PICTURE = REPORTS[2]
+GRAPH, PACKAGE = "transformer/model.onnx", "transformer/model.pt2"
+PLAN = "transformer/model.plan"
+CALIBRATION = "calibration.json"
+PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
+LAYOUTS = ("frames", "height", "width", "seeds", "references", "members")
+_MAX_MANIFEST_BYTES = 4 << 20
+_FORBIDDEN_SUFFIXES = {".pkl", ".pickle", ".pt", ".pt2", ".pth", ".bin", ".py", ".so", ".plan"}
+_CODE = {("torch", PACKAGE), ("tensorrt-rtx", PLAN), ("tensorrt", PLAN)}
+_BUCKET = re.compile(r"transformer/model-([1-9]\d{0,3})\.plan")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Content of one file of the engine."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What an engine is, what it was built from and for, and the files it consists of."""
+
+    model: dict[str, Any]
+    """The transformer's sizes and switches (`LumosXConfig`)."""
+    checkpoint: dict[str, Any]
+    """`sha256` of the weights and where they came from: {"source": "random", "preset", "seed"} or
+    {"source": "bundle", "kind"}."""
+    backend: str
+    precision: str
+    device: dict[str, Any]
+    """What it was built for: a name, and for a package the processor's `machine` and
+    `instructions`, or the GPU's `machine` and `capability`; for a plan its `targets`."""
+    versions: dict[str, str]
+    layouts: dict[str, list[int]]
+    """Supported range [least, most] of frames, height, width (tokens), references, members, ..."""
+    defaults: dict[str, Any]
+    """What `generate` uses where nothing is said: frames, height, width (pixels), steps, ..."""
+    components: dict[str, str] = field(default_factory=dict)
+    """sha256 of the text encoder, tokenizer and VAE it belongs to."""
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def write(self, folder: Path) -> None:
+        """Write manifest.json, whole or not at all."""
+        text = json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False)
+        write_atomically(folder / MANIFEST, text + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check manifest.json (not the files it lists).
+
+    Raises LumosXError where the folder is no engine, is of a newer format, or states something
+    that is malformed or forbidden.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise LumosXError(
+            f"{folder} is not an engine: there is no {MANIFEST}; "
+            "make one with `lumosx-rt build CHECKPOINT -o ENGINE`"
+        )
+    if path.stat().st_size > _MAX_MANIFEST_BYTES:
+        raise LumosXError(f"{path}: larger than any manifest ({_MAX_MANIFEST_BYTES} bytes)")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise LumosXError(f"{path}: not JSON ({error}); build the engine again") from None
+    if not isinstance(raw, dict) or type(raw.get("format")) is not int or raw["format"] < 1:
+        raise LumosXError(f"{path}: has no positive integer `format`; build the engine again")
+    if raw["format"] > FORMAT:
+        raise LumosXError(
+            f"{path}: format {raw['format']} is newer than {FORMAT}, the newest this version "
+            "reads; upgrade lumosx-rt or build the engine again"
+        )
+    problems = _shape_problems(raw)
+    if not problems:
+        problems = [p for name in raw["files"] for p in path_problems(name, raw["backend"])]
+    if problems:
+        raise LumosXError(listing(str(path), problems))
+    records = {name: FileRecord(**record) for name, record in raw["files"].items()}
+    return Manifest(**raw | {"files": records})
+
+
+def _shape_problems(raw: dict[str, Any]) -> list[str]:
+    kinds = {
+        f.name: str if f.type is str else int if f.type is int else dict for f in fields(Manifest)
+    }
+    problems = [f"`{name}` is missing" for name in kinds if name not in raw]
+    problems += [f"`{name}` is not known" for name in raw if name not in kinds]
+    problems += [
+        f"`{name}` must be a {kind.__name__}, got {type(raw[name]).__name__}"
+        for name, kind in kinds.items()
+        if name in raw and type(raw[name]) is not kind
+    ]
+    return problems or [*_table_problems(raw), *_record_problems(raw["files"])]
+
+
+def _table_problems(raw: dict[str, Any]) -> list[str]:
+    """What is wrong inside the tables that engines read."""
+    problems = []
+    try:
+        LumosXConfig(**raw["model"])
+    except (LumosXError, TypeError) as error:
+        problems.append(f"`model`: {error}")
+    if raw["precision"] not in PRECISIONS:
+        problems.append(
+            f"`precision` is {raw['precision']!r}, accepted are {', '.join(PRECISIONS)}"
+        )
+    problems += [f"`defaults`: {problem}" for problem in default_problems(raw["defaults"])]
+    problems += [
+        f"`layouts`: {axis!r} must be [least, most], got {limits!r}"
+        for axis, limits in ({axis: None for axis in LAYOUTS} | raw["layouts"]).items()
+        if not (isinstance(limits, list) and [type(n) for n in limits] == [int, int])
+    ]
+    wanted: dict[str, type] = {"sha256": str, "source": str}
+    if raw["checkpoint"].get("source") == "random":
+        wanted |= {"preset": str, "seed": int}
+    problems += [
+        f"`checkpoint`: {name!r} must be a {kind.__name__}"
+        for name, kind in wanted.items()
+        if type(raw["checkpoint"].get(name)) is not kind
+    ]
+    problems += [
+        f"`{table}`: {key!r} must be text"
+        for table in ("components", "versions")
+        for key, value in raw[table].items()
+        if not isinstance(value, str)
+    ]
+    return problems
+
+
+def _record_problems(records: dict[str, Any]) -> list[str]:
+    return [
+        f"`files`: {name!r} needs a sha256 and a number of bytes"
+        for name, record in records.items()
+        if not (
+            isinstance(record, dict)
+            and set(record) == {"sha256", "bytes"}
+            and type(record["bytes"]) is int
+            and re.fullmatch("[0-9a-f]{64}", str(record["sha256"]))
+        )
+    ]
+
+
+def path_problems(name: str, backend: str = "onnxruntime") -> list[str]:
+    """What is wrong with a file name of a manifest: it must be relative, inside, and plain data.
+
+    Only torch and the TensorRTs have files of code: a `PACKAGE`, a `PLAN`, plans of buckets.
+    """
+    path = PurePosixPath(name)
+    plain = path.parts and str(path) == name and not set(name) & {"\\", ":"}
+    if path.is_absolute() or ".." in path.parts or not plain:
+        return [f"{name!r} must be a plain relative path inside the engine"]
+    if path.suffix.lower() in _FORBIDDEN_SUFFIXES and not _is_code(name, backend):
+        return [f"{name!r}: files of type {path.suffix} can run code and are forbidden"]
+    if name in (MANIFEST, *REPORTS):
+        return [f"{name!r} cannot be listed"]
+    return []
+
+
+def _is_code(name: str, backend: str) -> bool:
+    return (backend, name) in _CODE or (backend == "tensorrt-rtx" and bool(_BUCKET.fullmatch(name)))
+
+
+def plan_of(references: int) -> str:
+    """The plan for scenes of up to so many references, where there are several."""
+    return f"transformer/model-{references}.plan"
+
+
+def buckets_of(names: Iterable[str]) -> list[int]:
+    """The references of every such plan among files, fewest first."""
+    found = (_BUCKET.fullmatch(name) for name in names)
+    return sorted(int(match[1]) for match in found if match)
+
+
+def record_files(folder: Path) -> dict[str, FileRecord]:
+    """Hash every file of a folder, except the manifest and the reports."""
+    return {
+        name: FileRecord(sha256_of(folder / name), (folder / name).stat().st_size)
+        for name in _names_in(folder)
+    }
+
+
+def check_files(folder: Path, manifest: Manifest, *, hashes: bool = True) -> None:
+    """Compare the folder with the manifest's `files`: names and sizes, and content if `hashes`.
+
+    Raises one LumosXError naming everything that is missing, unlisted, linked or different.
+    """
+    present = set(_names_in(folder))
+    problems = [f"{name} is missing" for name in manifest.files if name not in present]
+    problems += [f"{name} is not listed" for name in sorted(present - set(manifest.files))]
+    for name in sorted(present & set(manifest.files)):
+        path, record = folder / name, manifest.files[name]
+        if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
+            problems.append(f"{name} is a link")
+        elif not path.is_file():
+            problems.append(f"{name} is no regular file")
+        elif path.stat().st_size != record.bytes:
+            problems.append(f"{name} has {path.stat().st_size} bytes, not {record.bytes}")
+        elif hashes and sha256_of(path) != record.sha256:
+            problems.append(f"{name} differs from what was built (sha256)")
+    if problems:
+        raise LumosXError(
+            listing(f"engine {folder}", problems) + "\nbuild it again, with --force to replace it"
+        )
+
+
+def _names_in(folder: Path) -> list[str]:
+    names = []
+    for root, folders, files in os.walk(folder):
+        for name in [*files, *(d for d in folders if Path(root, d).is_symlink())]:
+            names.append(Path(root, name).relative_to(folder).as_posix())
+    return sorted(n for n in names if n not in (MANIFEST, *REPORTS))
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

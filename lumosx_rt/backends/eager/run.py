@@ -1,0 +1,47 @@
+"""The PyTorch reference itself, as a backend: what every engine is compared with."""
+
+import torch
+from torch import Tensor
+
+from lumosx_rt.reference.backbones.wan import LumosX
+from lumosx_rt.reference.sampling.inputs import Denoiser, Inputs
+
+
+class EagerBackend:
+    """Runs the reference model on the device it lies on."""
+
+    def __init__(self, model: LumosX) -> None:
+        self.model = model.eval()
+
+    def bind(self, inputs: Inputs) -> Denoiser:
+        device = self.model.head.head.weight.device
+        text, references, template = (
+            x.to(device) for x in (inputs.text, inputs.references, inputs.template)
+        )
+        structure = inputs.structure.to(device)
+
+        @torch.inference_mode()
+        def denoise(latents: Tensor, time: int) -> Tensor:
+            times = torch.full((inputs.shape[0],), time, device=device)
+            args = (latents.to(device), times, text, references, template, structure)
+            velocity: Tensor = self.model(*args)
+            return velocity.cpu()
+
+        return denoise
+
+    def describe(self) -> dict[str, str]:
+        where = str(self.model.head.head.weight.device)
+        return {"backend": "eager", "device": where, "torch": torch.__version__}
+
+
+def recast(model: LumosX, dtype: torch.dtype, device: str = "cpu") -> LumosX:
+    """A copy of a model with linears and attention in `dtype`; what is released in float32 stays.
+
+    Weights that keep dtype and device are shared with the model, which stays as it was.
+    """
+    with torch.device("meta"):
+        copy = LumosX(model.config, dtype)
+    wanted = {name: parameter.dtype for name, parameter in copy.named_parameters()}
+    weights = {name: x.to(device, wanted[name]) for name, x in model.state_dict().items()}
+    copy.load_state_dict(weights, assign=True)
+    return copy.to(device).eval().requires_grad_(False)

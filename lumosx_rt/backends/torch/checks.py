@@ -1,0 +1,92 @@
+"""What a .pt2 must be before it is loaded: it holds compiled code, and loading it runs that code.
+
+Made on this machine or trusted by name, for this device and torch, with members that stay inside
+the folder it is unpacked into (torch unpacks them by whatever name they have).
+"""
+
+import platform
+import stat
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+
+from lumosx_rt.artifact import user_cache as cache
+from lumosx_rt.artifact.manifest import PACKAGE, Manifest, sha256_of
+from lumosx_rt.reference.errors import LumosXError
+
+_REBUILD = "build it again: lumosx-rt build CHECKPOINT -o {folder} --backend torch --force"
+
+
+def device_facts(device: str) -> dict[str, Any]:
+    """What a package is compiled for: the processor's or the GPU's instructions.
+
+    device: "cpu" or "cuda", which becomes {"name", "machine"} and "instructions" or "capability".
+    """
+    machine = platform.machine()
+    if device == "cpu":
+        instructions = torch.backends.cpu.get_cpu_capability()
+        return {"name": "cpu", "machine": machine, "instructions": instructions}
+    name = torch.cuda.get_device_name()
+    capability = ".".join(map(str, torch.cuda.get_device_capability()))
+    return {"name": name, "machine": machine, "capability": capability}
+
+
+def check_package(folder: Path, manifest: Manifest, *, trust: bool) -> None:
+    """Raises LumosXError where an engine's package must not or cannot run here.
+
+    trust: accept code that was compiled elsewhere.
+    """
+    rebuild = _REBUILD.format(folder=folder)
+    if not (folder / PACKAGE).is_file():
+        raise LumosXError(f"{folder} has no {PACKAGE}; {rebuild}")
+    made, here = manifest.versions.get("torch", "unknown"), torch.__version__.split("+")[0]
+    if made.split(".")[:2] != here.split(".")[:2]:
+        raise LumosXError(
+            f"{folder} was compiled with torch {made}, here is {here}; a package runs with the "
+            f"minor version that made it; {rebuild}"
+        )
+    _check_device(folder, manifest.device, rebuild)
+    if not trust and not cache.compiled_here(sha256_of(folder / PACKAGE)):
+        raise LumosXError(
+            f"{folder}: {PACKAGE} holds compiled code that was made elsewhere, and loading it "
+            f"would run it with your rights; {rebuild}; or, if you know where it comes from, load "
+            "it with --trust (rt.load(..., trust=True))"
+        )
+    _check_members(folder / PACKAGE)
+
+
+def _check_device(folder: Path, wanted: dict[str, Any], rebuild: str) -> None:
+    device = "cuda" if "capability" in wanted else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise LumosXError(
+            f"{folder} was compiled for a GPU ({wanted.get('name')}), torch finds none here; "
+            f"{rebuild} --device cpu"
+        )
+    here = device_facts(device)
+    differing = [
+        f"{name} {wanted.get(name)} (here {found})"
+        for name, found in here.items()
+        if wanted.get(name) != found and (name != "name" or device == "cpu")
+    ]
+    if differing:
+        raise LumosXError(f"{folder} was compiled for {', '.join(differing)}; {rebuild}")
+
+
+def _check_members(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise LumosXError(f"{path.name}: no package ({error}); build the engine again") from None
+    for member in members:
+        name = member.orig_filename
+        inside = PurePosixPath(name)
+        plain = str(inside) == name.rstrip("/") and not set(name) & {"\\", ":", "\0"}
+        linked = stat.S_ISLNK(member.external_attr >> 16)
+        if inside.is_absolute() or ".." in inside.parts or not plain or linked:
+            raise LumosXError(
+                f"{path.name}: its member {name!r} would be unpacked outside its folder; the "
+                "package was tampered with, do not trust it"
+            )

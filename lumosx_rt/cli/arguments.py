@@ -1,0 +1,105 @@
+"""Words of the command line as the values they mean. Nothing heavy is imported."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lumosx_rt.cli.console import refuse, say
+
+
+def loaded_engine(
+    engine: Path,
+    components: Path | None,
+    provider: str,
+    trust: bool,
+    max_memory: str | None = None,
+    unverified: bool = False,
+    lossy: Any = None,
+) -> Any:
+    """An engine; that it was never compared with the reference, and that shortcuts make its videos
+    others, is each said in a line.
+
+    A provider that does not exist ends the program with a usage error.
+    """
+    from lumosx_rt.artifact.certificate import NotVerified
+    from lumosx_rt.reference.sampling.shortcuts import EXACT
+    from lumosx_rt.runtime.engine import load
+
+    lossy = lossy or EXACT
+    check_provider(provider)
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always", NotVerified)
+        loaded = load(
+            engine,
+            components=components,
+            provider=provider,  # type: ignore[arg-type]  # checked above
+            trust=trust,
+            unverified=unverified,
+            max_memory=max_memory,
+            lossy=lossy,
+        )
+    if lossy:
+        say(f"note: lossy ({lossy}): videos are not those that `verify` compares")
+    for warning in noted:
+        if issubclass(warning.category, NotVerified):
+            say(f"note: {warning.message}")
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    return loaded
+
+
+def shortcuts(keys: int, skip: float) -> Any:
+    """A `Lossy`; exact where nothing was asked for. Raises LumosXError."""
+    from lumosx_rt.reference.sampling.shortcuts import Lossy
+
+    return Lossy(keys_every=keys, skip_below=skip)
+
+
+def check_provider(provider: str) -> None:
+    """Ends the program with a usage error for a provider that does not exist."""
+    from lumosx_rt.backends.onnxruntime.providers import PROVIDERS
+
+    if provider not in PROVIDERS:
+        refuse(f"--provider: got '{provider}', accepted are {', '.join(PROVIDERS)}", 2)
+
+
+def video_size(
+    defaults: dict[str, Any], frames: int | None, height: int | None, width: int | None
+) -> Any:
+    """A `VideoSize` in pixels; what is not given is the default's."""
+    from lumosx_rt.reference.mechanisms.lumosx.binding import VideoSize
+
+    given = {"frames": frames, "height": height, "width": width}
+    return VideoSize(**{k: defaults[k] if v is None else v for k, v in given.items()})
+
+
+def largest_size(size: str | None) -> Any:
+    """A `VideoSize` from text like 81x480x832; None from None. Raises LumosXError."""
+    from lumosx_rt.reference.errors import LumosXError
+    from lumosx_rt.reference.mechanisms.lumosx.binding import VideoSize
+
+    if size is None:
+        return None
+    try:
+        frames, height, width = map(int, size.split("x"))
+    except ValueError:
+        raise LumosXError(f"max_size: got '{size}', accepted is like 81x480x832") from None
+    return VideoSize(frames, height, width)
+
+
+def transformer_config(path: Path | None) -> Any:
+    """A `LumosXConfig` from a JSON file; None from None. Raises LumosXError."""
+    from lumosx_rt.reference.backbones.config import LumosXConfig
+    from lumosx_rt.reference.errors import LumosXError
+
+    if path is None:
+        return None
+    try:
+        return LumosXConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise LumosXError(
+            f"{path}: not a JSON file with the transformer's sizes ({error})"
+        ) from None

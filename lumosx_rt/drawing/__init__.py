@@ -1,1 +1,0 @@
-"""Pictures for people: contact sheets, layouts, pages, and the text on them."""

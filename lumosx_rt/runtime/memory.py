@@ -1,0 +1,257 @@
+"""What a request needs of memory, told before it starts, and how it is made to fit a limit.
+
+Bytes beside what is held anyway (program, libraries, weights). V video tokens and C reference
+tokens over all streams, each stream's own v and c; D width, F hidden width, H heads, L words;
+G groups of at most M pictures of T tokens; e bytes a number.
+
+    denoise    onnxruntime, whose arena keeps buffers of every size apart:
+                 e (H V (v + c) + 3 H G (M T)^2 + 4 H C L + H V L + 10 (V + C) D + 2 (V + C) F)
+               torch packages and plans, where attention leaves no table behind:
+                 e (12 (V + C) D + max(2 (V + C) F, H C L))
+               kept by lossy shortcuts, keys of N blocks and their zeros; residuals:
+                 e (2 N C + V) D; e 4 V D, and arenas of their own for first and other blocks,
+                 together 7/4 of one
+    decode     the largest of the decoder's last stages, for the pixels p of a tile with its halo:
+                 4 b 4 p 21, or 56 where torch unrolls convolutions; of tiles 25, or 84
+               and (rows columns)^2 4 4 for the attention over a frame; then what is kept
+    pictures   4 b p 22
+    text       D' (13.5 L + L^2 / 32) 4 for a text encoder of width D' with T5's proportions
+
+Constants are fitted to measured peaks (`benchmarks/speed/runtime.py` says how far off they are);
+those of GPUs are not measured.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lumosx_rt.reference.backbones.config import LumosXConfig
+from lumosx_rt.reference.encoders import tiled_decode as tiles
+from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.mechanisms.lumosx.binding import VideoSize
+from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy
+
+Tile = tuple[int, int]
+GIB = 2**30
+FLOAT_BYTES = 4
+LIBRARIES_BYTES = 330 << 20  # diffusers, transformers and what torch sets up when first used
+SMALLEST_TILE = 8
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 2**10, "mi": 2**20, "gi": GIB}
+_DECODED_FRAMES = 4  # pixel frames that the decoder makes at a time
+_UNROLLED = 20480  # channels x frames x rows up to which torch unrolls a convolution on a CPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The sizes that decide what requests need."""
+
+    config: LumosXConfig
+    backend: str
+    number_bytes: int
+    """Of the backend's activations."""
+    layout: SceneLayout
+    size: VideoSize
+    requests: int = 1
+    """That go through the backend together."""
+    seeds: int = 1
+    branches: int = 2
+    """2 with guidance."""
+    held_bytes: int = 0
+    """Program, libraries, the transformer's and the VAE's weights, what may be remembered."""
+    text_encoder_bytes: int = 0
+    vae_width: int = 96
+    """Channels of the VAE's last stage."""
+    vae_halo: int = 13
+    """Latent cells that a tile sees on each side."""
+    lossy: Lossy = EXACT
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """Peak of each phase in bytes, all that is held included, and what was done to get there."""
+
+    held_bytes: int
+    text_bytes: int
+    pictures_bytes: int
+    denoise_bytes: int
+    decode_bytes: int
+    limit_bytes: int | None = None
+    sequential: bool = False
+    """The guidance branches run one after the other."""
+    tile: Tile | None = None
+    """Latent (rows, columns) that are decoded at a time; None: whole frames."""
+    frees_text_encoder: bool = False
+    """It is let go after use, and loaded again for new words."""
+
+    @property
+    def phases(self) -> dict[str, int]:
+        return {
+            "text": self.text_bytes,
+            "pictures": self.pictures_bytes,
+            "denoise": self.denoise_bytes,
+            "decode": self.decode_bytes,
+        }
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(self.phases.values())
+
+    def __str__(self) -> str:
+        peaks = ", ".join(f"{name} {value / GIB:.2f}" for name, value in self.phases.items())
+        limit = "" if self.limit_bytes is None else f" of {self.limit_bytes / GIB:.2f}"
+        done = [
+            text
+            for said, text in (
+                (self.frees_text_encoder, "text encoder freed after use"),
+                (self.sequential, "guidance branches one after the other"),
+                (self.tile, "decoded in tiles of {}x{} latents".format(*(self.tile or (0, 0)))),
+            )
+            if said
+        ]
+        return "; ".join([f"peak {self.peak_bytes / GIB:.2f}{limit} GiB ({peaks})", *done])
+
+
+def plan(job: Job, limit_bytes: int | None = None) -> MemoryPlan:
+    """What a job needs, changed as little as makes it fit the limit.
+
+    Every change gives the same video: bit-exact, or within the rounding of another order of sums.
+    Raises LumosXError with the numbers where nothing makes it fit.
+    """
+    for found in _ways(job):
+        found = replace(found, limit_bytes=limit_bytes)
+        if limit_bytes is None or found.peak_bytes <= limit_bytes:
+            return found
+    raise LumosXError(
+        f"memory: needs {found}; allow more with --max-memory, or take fewer seeds or frames, a "
+        "smaller size, or fewer pictures"
+    )
+
+
+def _ways(job: Job) -> Iterator[MemoryPlan]:
+    """From the usual way to the one that takes least; what costs least time is tried first."""
+    for frees in (False, True):
+        for tile in _tiles(job):
+            for sequential in (False, True) if job.branches > 1 else (False,):
+                yield _way(job, frees, sequential, tile)
+
+
+def _way(job: Job, frees: bool, sequential: bool, tile: Tile | None) -> MemoryPlan:
+    text = job.text_encoder_bytes
+    base = job.held_bytes + (0 if frees else text)
+    denoise = denoise_bytes(job, 1 if sequential else job.branches) + kept_bytes(job)
+    arena = denoise if job.backend == "onnxruntime" else 0  # it gives nothing back
+    return MemoryPlan(
+        held_bytes=job.held_bytes,
+        text_bytes=job.held_bytes + text + _text_bytes(job.config),
+        pictures_bytes=base + (_pictures_bytes(job) if job.layout.references else 0),
+        denoise_bytes=base + denoise,
+        decode_bytes=base + arena + decode_bytes(job, tile),
+        sequential=sequential,
+        tile=tile,
+        frees_text_encoder=frees,
+    )
+
+
+def _tiles(job: Job) -> Iterator[Tile | None]:
+    """Whole frames, then halves of them, as long as that saves anything beside the halo."""
+    yield None
+    least = decode_bytes(job, None)
+    _, rows, columns = job.size.latent
+    while max(rows, columns) > SMALLEST_TILE:
+        rows, columns = (max(-(-n // 2), min(n, SMALLEST_TILE)) for n in (rows, columns))
+        needed = decode_bytes(job, (rows, columns))
+        if needed < least:
+            least = needed
+            yield rows, columns
+
+
+def denoise_bytes(job: Job, branches: int) -> int:
+    """Activations of one call of the transformer with so many guidance branches."""
+    config, layout = job.config, job.layout
+    streams = job.requests * branches
+    own, seen = layout.video_tokens, layout.tokens
+    video, condition = streams * job.seeds * own, streams * layout.references * layout.frame_tokens
+    heads, words = config.num_heads, config.text_len
+    groups, members = layout.grouping.index.shape
+    rows = video + condition
+    biased, hidden = heads * condition * words, rows * config.ffn_dim
+    if job.backend == "onnxruntime":
+        grouped = streams * groups * (members * layout.frame_tokens) ** 2
+        attended = heads * (video * seen + 3 * grouped + video * words) + 4 * biased
+        arena = (attended + 10 * rows * config.dim + 2 * hidden) * job.number_bytes
+        return arena * 7 // 4 if job.lossy.skips_blocks else arena
+    return (12 * rows * config.dim + max(2 * hidden, biased)) * job.number_bytes
+
+
+def kept_bytes(job: Job) -> int:
+    """What shortcuts keep from one step to the next, for all guidance branches."""
+    layout, streams = job.layout, job.requests * job.branches
+    condition = streams * layout.references * layout.frame_tokens
+    video, numbers = streams * job.seeds * layout.video_tokens, 0
+    if job.lossy.reuses_keys:
+        numbers += 2 * job.config.num_layers * condition + video
+    if job.lossy.skips_blocks:
+        numbers += 4 * video
+    return numbers * job.config.dim * job.number_bytes
+
+
+def decode_bytes(job: Job, tile: Tile | None) -> int:
+    """Decoding one clip, tile by tile, with the frames that come of it."""
+    frames, rows, columns = job.size.latent
+    boxes = tiles.boxes(rows, columns, tile, job.vae_halo)
+    height, width = (
+        8 * max(seen.stop - seen.start for seen in sides)
+        for sides in ([b.seen_rows for b in boxes], [b.seen_columns for b in boxes])
+    )
+    stages = [
+        _stage_bytes(job.vae_width, made, height, width, tile is not None)
+        for made in ([1, _DECODED_FRAMES] if frames > 1 else [1])
+    ]
+    attention = 4 * FLOAT_BYTES * (rows * columns) ** 2
+    kept = frames * rows * columns * 4 * job.vae_width * FLOAT_BYTES
+    clips = job.requests * job.seeds * job.size.frames * job.size.height * job.size.width * 3
+    return max(attention, *stages) + kept + clips
+
+
+def _stage_bytes(channels: int, frames: int, height: int, width: int, tiled: bool) -> int:
+    unrolled = channels * (frames + 2) * height <= _UNROLLED
+    copies = (84 if tiled else 56) if unrolled else (25 if tiled else 21)
+    return copies * channels * frames * height * width * FLOAT_BYTES
+
+
+def _pictures_bytes(job: Job) -> int:
+    return 22 * job.vae_width * job.size.height * job.size.width * FLOAT_BYTES
+
+
+def _text_bytes(config: LumosXConfig) -> int:
+    words, width = config.text_len, config.text_dim
+    return int(width * (13.5 * words + words**2 / 32)) * FLOAT_BYTES
+
+
+def parse_bytes(text: str | int) -> int:
+    """`8GiB`, `500MB` or a number of bytes. Raises LumosXError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(|[kmg]i?)b?", str(text).strip().lower())
+    if not match or not float(match[1]):
+        raise LumosXError(f"max_memory: got '{text}', accepted are like 8GiB, 500MB or bytes")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def resident_bytes() -> int:
+    """Memory this process holds now."""
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+        return pages * resource.getpagesize()
+    except (OSError, ImportError):
+        from lumosx_rt.reference.sampling.denoise import peak_memory_bytes
+
+        return peak_memory_bytes()
+
+
+def held_at_load() -> int:
+    """What the process holds, with the libraries that come with the encoders."""
+    return resident_bytes() + (0 if "diffusers" in sys.modules else LIBRARIES_BYTES)

@@ -1,0 +1,34 @@
+"""A request as events: what a caller shows while a video arises, and the video."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lumosx_rt.reference.encoders.umt5 import VideoAutoencoder
+from lumosx_rt.reference.sampling.denoise import Video
+
+
+@dataclass(frozen=True)
+class Event:
+    """After `step` of `steps`; the last event has the videos.
+
+    preview: uint8 [seeds, height, width, 3], the first frame of the video that the step's velocity
+    points to, decoded by the VAE.
+    """
+
+    step: int
+    steps: int
+    sigma: float
+    preview: NDArray[np.uint8] | None = None
+    videos: list[Video] | None = None
+
+
+def preview_of(vae: VideoAutoencoder, clean: Tensor) -> NDArray[np.uint8]:
+    """The first frame of latents [seeds, channels, frames, rows, columns].
+
+    The VAE is causal: the first latent frame alone decodes to the first frame of the whole, for the
+    price of one of 1 + 4k frames.
+    """
+    return np.concatenate([vae.decode_frames_uint8(clip[None, :, :1]) for clip in clean])

@@ -1,0 +1,157 @@
+"""The text encoder, its tokenizer and the VAE from weights in any layout.
+
+Sizes come from the shapes, names go through `keymaps`, models are built on the meta device and
+take the tensors as they are: nothing is in memory twice, and no code of a checkpoint is run.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lumosx_rt.reference.checkpoints import key_names as keymaps
+from lumosx_rt.reference.checkpoints.bundle import Component, read_json
+from lumosx_rt.reference.checkpoints.sizes import t5_sizes, vae_sizes
+from lumosx_rt.reference.checkpoints.state import State, assign, open_state
+from lumosx_rt.reference.errors import LumosXError
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
+    from transformers import UMT5EncoderModel
+
+_SHARED_TABLE = "pos_embedding.embedding.weight"  # of Wan2.1 encoders built with shared_pos
+_TABLE = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
+_TIED = {"encoder.embed_tokens.weight": "shared.weight"}
+_TOKENIZER_LIMIT_BYTES = 1 << 28
+
+
+def t5_from_wan(
+    state: Mapping[str, Tensor], heads: int | None = None, dtype: torch.dtype | None = None
+) -> "UMT5EncoderModel":
+    """A text encoder from weights in Wan2.1 names, sizes from their shapes (SPEC 5, 10).
+
+    A position table at the top of the names serves every layer. heads: counted in the position
+    table by default. dtype: as stored by default.
+    Raises LumosXError naming every key that does not fit.
+    """
+    given = _as_state(state, "text encoder").renamed(keymaps.t5_from_wan)
+    if _SHARED_TABLE in given.shapes:
+        layers = t5_layers(given)
+        given = given.aliased({_TABLE.format(i): _SHARED_TABLE for i in range(layers)})
+        given = given.renamed(lambda name: None if name == _SHARED_TABLE else name)
+    return _t5(given, {}, heads, dtype)
+
+
+def load_t5(part: Component, dtype: torch.dtype | None = None) -> "UMT5EncoderModel":
+    """The UMT5 encoder of a bundle, in Wan2.1's or transformers' names."""
+    state = open_state(part.path)
+    if "token_embedding.weight" in state.shapes:
+        return t5_from_wan(state, dtype=dtype)
+    if "shared.weight" not in state.shapes:  # tied, and saved under its other name only
+        state = state.renamed(lambda name: _TIED.get(name, name))
+    state = state.renamed(lambda name: None if name in _TIED else name)
+    return _t5(state, read_json(part.config) if part.config else {}, None, dtype)
+
+
+def vae_from_wan(
+    state: Mapping[str, Tensor],
+    latents_mean: Sequence[float] | None = None,
+    latents_std: Sequence[float] | None = None,
+    dtype: torch.dtype | None = None,
+) -> "AutoencoderKLWan":
+    """A VAE from weights in Wan2.1 names, sizes from their shapes (SPEC 6, 10).
+
+    latents_mean, latents_std: per channel; the released ones by default. dtype: as stored by
+    default. Raises LumosXError naming every key that does not fit.
+    """
+    from diffusers import AutoencoderKLWan
+
+    given = _as_state(state, "VAE")
+    sizes = vae_sizes(given.shapes)
+    blocks = sizes["num_res_blocks"]
+    for name, values in (("latents_mean", latents_mean), ("latents_std", latents_std)):
+        if values is not None:
+            sizes[name] = [float(value) for value in values]
+    build: Any = AutoencoderKLWan
+    with torch.device("meta"):
+        model = build(**sizes)
+    nn.Module.to(model, dtype or given["conv1.weight"].dtype)
+    assign(model, given.renamed(lambda name: keymaps.vae_from_wan(name, blocks)))
+    found: AutoencoderKLWan = model.eval().requires_grad_(False)
+    return found
+
+
+def load_autoencoder(part: Component, dtype: torch.dtype | None = None) -> "AutoencoderKLWan":
+    """The VAE of a bundle, in Wan2.1's or diffusers' names."""
+    state = open_state(part.path)
+    if "encoder.conv1.weight" in state.shapes:
+        return vae_from_wan(state, dtype=dtype)
+    about = read_json(part.config) if part.config else {}
+    if about.get("is_residual") or about.get("patch_size") is not None:
+        raise LumosXError(f"{part.path}: this is a Wan2.2 VAE; LumosX uses the one of Wan2.1")
+    statistics: dict[str, Any] = {}
+    for name in ("latents_mean", "latents_std"):
+        values = about.get(name)
+        numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
+        if values is not None and not numbers:
+            raise LumosXError(f"{part.config}: {name} must be a list of numbers")
+        statistics[name] = values
+    blocks = sum(f"decoder.up_blocks.0.resnets.{i}.conv1.weight" in state for i in range(99)) - 1
+    wan = state.renamed(lambda name: keymaps.vae_to_wan(name, blocks))
+    return vae_from_wan(wan, **statistics, dtype=dtype)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder, from its tokenizer.json and nothing else.
+
+    The file is read as it stands: transformers' own T5 class would rebuild it from its vocabulary
+    and lose, among others, the fall-back to bytes. Raises LumosXError if it is not there.
+    """
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise LumosXError(f"{folder}: no tokenizer.json (spiece.model alone is not enough)")
+    if file.stat().st_size > _TOKENIZER_LIMIT_BYTES:
+        raise LumosXError(f"{file}: over {_TOKENIZER_LIMIT_BYTES} bytes, not read")
+    build: Any = PreTrainedTokenizerFast
+    try:
+        inner = Tokenizer.from_file(str(file))
+        pad, end = inner.id_to_token(0), inner.id_to_token(1)
+        return build(tokenizer_object=inner, pad_token=pad, eos_token=end)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise LumosXError(f"{file}: not a readable tokenizer ({str(error)[:200]})") from error
+
+
+def t5_layers(state: State) -> int:
+    """How many layers an encoder in transformers' names has, by its norms."""
+    return sum(name.endswith(".layer.0.layer_norm.weight") for name in state.shapes)
+
+
+def _t5(
+    state: State, about: Mapping[str, Any], heads: int | None, dtype: torch.dtype | None
+) -> "UMT5EncoderModel":
+    """An encoder from a state in transformers' names; about: its config.json."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    sizes: dict[str, Any] = dict(t5_sizes(state.shapes, heads))
+    if about.get("feed_forward_proj", "gated-gelu") != "gated-gelu":
+        raise LumosXError(
+            f"{state.source}: not a UMT5 encoder (feed_forward_proj is not gated-gelu)"
+        )
+    if type(about.get("relative_attention_max_distance")) is int:
+        sizes["relative_attention_max_distance"] = about["relative_attention_max_distance"]
+    with torch.device("meta"):
+        model: Any = UMT5EncoderModel(UMT5Config(**sizes))
+    nn.Module.to(model, dtype or state["shared.weight"].dtype)
+    assign(model, state, _TIED)
+    model.tie_weights()
+    found: UMT5EncoderModel = model.eval().requires_grad_(False)
+    return found
+
+
+def _as_state(state: Mapping[str, Tensor], source: str) -> State:
+    return state if isinstance(state, State) else State.of(state, source)

@@ -1,0 +1,54 @@
+"""Shortcuts that change the video, off by default: what a step takes over from the one before.
+
+    keys    references' keys and values change with time through the modulation only, and slowly:
+            they are computed at every `keys_every`th step and stay for the steps between
+    skip    the first block runs at every step. Where its residual (what it adds to the video)
+            differs from that of the last whole step by at most `skip_below` of its size (mean
+            absolute values; the largest over all streams and seeds), the other blocks do not run:
+            what they added then is added again
+
+What either saves, and what it does to identity and binding: `benchmarks/quality/shortcuts.py`.
+"""
+
+from dataclasses import dataclass
+
+from lumosx_rt.reference.errors import LumosXError
+
+
+@dataclass(frozen=True)
+class Lossy:
+    """Which shortcuts are taken; as it stands, none. Raises LumosXError for what is none."""
+
+    keys_every: int = 1
+    skip_below: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.keys_every, int) or self.keys_every < 1:
+            raise LumosXError(f"lossy keys: needs steps from 1 (exact), got {self.keys_every}")
+        if not 0 <= self.skip_below < float("inf"):
+            raise LumosXError(
+                f"lossy skip: needs a share of the first block's residual from 0 (exact), like "
+                f"0.1, got {self.skip_below}"
+            )
+
+    @property
+    def reuses_keys(self) -> bool:
+        return self.keys_every > 1
+
+    @property
+    def skips_blocks(self) -> bool:
+        return self.skip_below > 0
+
+    def __bool__(self) -> bool:
+        return self.reuses_keys or self.skips_blocks
+
+    def __str__(self) -> str:
+        said = []
+        if self.reuses_keys:
+            said.append(f"references' keys at every {self.keys_every} steps")
+        if self.skips_blocks:
+            said.append(f"blocks skipped below a change of {self.skip_below:g}")
+        return ", ".join(said) or "none"
+
+
+EXACT = Lossy()

@@ -1,0 +1,287 @@
+"""The scene a person writes: a caption, and pictures of the people and things in it.
+
+The same scene is a Python object, a prompt folder as the released scripts read it (SPEC 6), or a
+scene.toml. It knows words and pictures only; token ids and latents come later. What is wrong with a
+scene is said in one go, before anything slow starts.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.scenes.folder import (
+    SCENE_FILE,
+    Order,
+    Reference,
+    Script,
+    Sheet,
+    Subject,
+    file_name,
+    read_folder,
+    read_toml,
+    write_folder,
+)
+from lumosx_rt.reference.scenes.images import Alpha, fit_image, picture_of
+from lumosx_rt.reference.scenes.words import clean_text
+
+__all__ = ["Order", "Reference", "Scene", "Script", "Subject"]
+
+_LETTER = "[0-9A-Za-z\u00c0-\u024f]"  # scripts that put spaces between words
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A caption, a background, objects and people. No picture is opened until it is needed."""
+
+    name: str
+    """Names the output: one plain file name."""
+    caption: str
+    background: Reference | None = None
+    objects: tuple[Reference, ...] = ()
+    subjects: tuple[Subject, ...] = ()
+    alpha: Alpha = "composite"
+    """What becomes of transparent pixels: "composite" onto white, or "drop" as released."""
+    exif: bool = True
+    """Whether picture files are turned upright; the release does not."""
+    findings: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """What is wrong with the files it was read from; `problems` reports it."""
+    notes: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """What is odd about them; `problems` warns of it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "objects", tuple(self.objects))
+        object.__setattr__(self, "subjects", tuple(self.subjects))
+        if self.name != file_name(self.name):
+            raise LumosXError(
+                f"scene: '{self.name}' does not name a file; give a short name without slashes, "
+                f"such as '{file_name(self.name)}'"
+            )
+        if self.alpha not in ("composite", "drop"):
+            raise LumosXError(f"alpha: got '{self.alpha}', accepted are 'composite' and 'drop'")
+
+    # -- what it holds --------------------------------------------------------------------------
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """All pictures in the model's order: background, objects, then subject by subject."""
+        return tuple(reference for _, reference in self._places())
+
+    @property
+    def lone(self) -> int:
+        """How many pictures stand alone: the background and the objects."""
+        return (self.background is not None) + len(self.objects)
+
+    @property
+    def subject_sizes(self) -> tuple[int, ...]:
+        return tuple(len(subject.references) for subject in self.subjects)
+
+    def layout(self, video_frames: int, height: int, width: int) -> SceneLayout:
+        """Its layout; sizes in the token grid: latent frames, rows and columns of tokens."""
+        return SceneLayout(
+            video_frames=video_frames,
+            height=height,
+            width=width,
+            lone=self.lone,
+            subjects=self.subject_sizes,
+        )
+
+    def fitted(self, height: int, width: int) -> NDArray[np.uint8]:
+        """Its pictures as the model is shown them: uint8 [references, height, width, 3] (SPEC 6).
+
+        height and width in pixels. Raises LumosXError for a picture that cannot be read.
+        """
+        frames = np.zeros((len(self.references), height, width, 3), np.uint8)
+        for frame, reference in zip(frames, self.references, strict=True):
+            picture = picture_of(reference.image, exif=self.exif)
+            frame[:] = fit_image(picture, height, width, self.alpha)
+        return frames
+
+    def _places(self) -> Iterator[tuple[str, Reference]]:
+        """Every picture with its place in words, in the model's order."""
+        if self.background is not None:
+            yield "background", self.background
+        for i, reference in enumerate(self.objects, 1):
+            yield f"object {i}", reference
+        for s, subject in enumerate(self.subjects, 1):
+            for i, reference in enumerate(subject.references, 1):
+                yield f"subject {s}, picture {i}", reference
+
+    # -- what is wrong with it ------------------------------------------------------------------
+
+    def check(self, max_references: int | None = None, max_members: int | None = None) -> list[str]:
+        """Raises one LumosXError that holds every error of the scene; returns its warnings."""
+        errors, warnings = self.problems(max_references, max_members)
+        if errors:
+            raise LumosXError(listing(f"scene '{self.name}'", errors))
+        return warnings
+
+    def problems(
+        self, max_references: int | None = None, max_members: int | None = None
+    ) -> tuple[list[str], list[str]]:
+        """(errors, warnings), each with its remedy. Opens and decodes every picture.
+
+        max_references: pictures in all; max_members: pictures of one subject.
+        """
+        errors, warnings = list(self.findings), list(self.notes)
+        caption, count = clean_text(self.caption), len(self.references)
+        if not caption:
+            errors.append("there is no caption; write one that holds every word into caption.txt")
+        if max_references is not None and count > max_references:
+            errors.append(f"{count} pictures, accepted are at most {max_references}; take some out")
+        for s, size in enumerate(self.subject_sizes, 1):
+            if size == 0:
+                errors.append(f"subject {s} has no picture; add face_<word>.png, or take it out")
+            if max_members is not None and size > max_members:
+                errors.append(
+                    f"subject {s} has {size} pictures, accepted are at most {max_members}; "
+                    "take some out"
+                )
+        for place, reference in self._places():
+            word = clean_text(reference.word)
+            where = f"{place} ({reference.image})" if isinstance(reference.image, Path) else place
+            if not word:
+                errors.append(f"{where} has an empty word; name it after what it shows")
+            elif caption and word not in caption:
+                errors.append(f"{where}: {_not_in_caption(word, caption)}")
+            elif caption and not _stands_in(word, caption):
+                warnings.append(
+                    f"{where}: '{word}' stands in the caption only inside a longer word, where it "
+                    "may bind nothing"
+                )
+            if max_references is None or count <= max_references:
+                try:
+                    picture_of(reference.image, exif=self.exif)
+                except LumosXError as error:
+                    errors.append(f"{place}: {error}")
+        return errors + self._doubled_words(), warnings + self._shared_words()
+
+    def _doubled_words(self) -> list[str]:
+        """Two pictures for one word: only one of them can be meant."""
+        lone = self.references[: self.lone]
+        parts = [("background and objects", lone)]
+        parts += [
+            (f"subject {s}", subject.references) for s, subject in enumerate(self.subjects, 1)
+        ]
+        problems = []
+        for part, references in parts:
+            words = [word for r in references if (word := clean_text(r.word))]
+            problems += [
+                f"{part}: {words.count(word)} pictures for the word '{word}'; keep one of them"
+                for word in dict.fromkeys(words)
+                if words.count(word) > 1
+            ]
+        return problems
+
+    def _shared_words(self) -> list[str]:
+        """Warnings for words that fall on more than one subject (SPEC 4.3, word weights)."""
+        groups = [{clean_text(r.word) for r in g.references} - {""} for g in self.subjects]
+        if len(groups) < 2:
+            return []
+        warnings = [
+            f"every subject has the word '{word}': its weights cancel and it binds nobody; give "
+            "each subject a word of its own"
+            for word in sorted(set.intersection(*groups))
+        ]
+        for s, words in enumerate(groups):
+            others = set().union(*groups[:s], *groups[s + 1 :])
+            warnings += [
+                f"subject {s + 1}: its word '{word}' is a part of another subject's '{other}', so "
+                "it falls on both; choose words that do not hold each other"
+                for word in sorted(words)
+                for other in sorted(others)
+                if word != other and _stands_in(word, other)
+            ]
+        return warnings
+
+    # -- its files ------------------------------------------------------------------------------
+
+    @classmethod
+    def from_folder(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        order: Order = "stable",
+        script: Script = "subject",
+        alpha: Alpha = "composite",
+        exif: bool = True,
+    ) -> "Scene":
+        """Reads a prompt folder (SPEC 6).
+
+        order: "stable" (by name, numbers in natural order, the face first; hidden files ignored),
+        "listing" (as the file system lists them, as released; of equal words in one part the later
+        file takes the earlier one's place), or a function that orders each folder's names,
+        otherwise as released. script: "subject", or "face" for faces alone. Raises LumosXError for
+        a folder that is no prompt folder or reaches outside itself; `problems` tells the rest.
+        """
+        if script not in ("subject", "face"):
+            raise LumosXError(f"script: got '{script}', accepted are 'subject' and 'face'")
+        return cls._of(read_folder(Path(path), order, script), alpha=alpha, exif=exif)
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str]) -> "Scene":
+        """Reads a scene.toml; its pictures lie in its folder.
+
+        Entries: name, caption, alpha, exif, background = {word, image}, objects = [{word, image}],
+        and [[subjects]] with references = [{word, image, face}]; a subject's first picture is its
+        face unless `face` says otherwise. Raises one LumosXError for all that it says wrongly.
+        """
+        return cls._of(read_toml(Path(path)))
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, order: Order = "stable", script: Script = "subject"
+    ) -> "Scene":
+        """Reads a prompt folder, a folder with a scene.toml (which then counts), or a .toml file.
+
+        Raises LumosXError as the readers do, and if an order or a script other than the default is
+        asked of a scene.toml, which states its own.
+        """
+        path = Path(path)
+        file = path / SCENE_FILE if path.is_dir() else path
+        if not (file.is_file() if path.is_dir() else file.suffix == ".toml"):
+            return cls.from_folder(path, order=order, script=script)
+        if (order, script) != ("stable", "subject"):
+            raise LumosXError(
+                f"scene: '{file}' states its own order; an order or a script is for prompt folders "
+                "(Scene.from_folder)"
+            )
+        return cls.from_toml(file)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Writes it as a prompt folder that `load` reads back as the same scene; returns its path.
+
+        Where file names cannot say its words or its order, a scene.toml is written too. Raises
+        LumosXError if the folder exists already or a picture cannot be copied.
+        """
+        entries = {f.name: getattr(self, f.name) for f in fields(Sheet)}
+        write_folder(Sheet(**entries), Path(folder))
+        return Path(folder)
+
+    @classmethod
+    def _of(cls, sheet: Sheet, **policy: Any) -> "Scene":
+        entries = {f.name: getattr(sheet, f.name) for f in fields(Sheet)}
+        return replace(cls(**entries), **policy)
+
+
+def _stands_in(word: str, text: str) -> bool:
+    """Whether `word` stands in `text` as whole words."""
+    return bool(re.search(f"(?<!{_LETTER}){re.escape(word)}(?!{_LETTER})", text))
+
+
+def _not_in_caption(word: str, caption: str) -> str:
+    """Why nothing would bind the picture, with a guess at what was meant."""
+    spoken = word.replace("_", " ")
+    hint = "write it into the caption, or rename the picture after a word that is there"
+    if spoken in caption:
+        hint = f"'{spoken}' is; file names keep their underscores, so rename the picture"
+    elif (at := caption.lower().find(word.lower())) >= 0:
+        hint = f"'{caption[at : at + len(word)]}' is, and case matters; rename the picture"
+    return f"'{word}' is not in the caption, so nothing would bind it; {hint}"

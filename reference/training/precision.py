@@ -1,0 +1,51 @@
+"""The model as training computes it: bfloat16 blocks, recomputed blocks, attention on CPUs."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from lumosx_rt.reference.backbones.ops import REFERENCE, Ops, cross_attention, self_attention
+from lumosx_rt.reference.backbones.wan import LumosX
+from lumosx_rt.reference.training.recipe import Recipe
+
+
+def trainable(recipe: Recipe, device: torch.device | str = "cpu") -> LumosX:
+    """A LumosX model, not initialised; linears and attention of its blocks run in bfloat16, and
+    blocks are recomputed in the backward pass, where the recipe says so. The rest is float32."""
+    model = LumosX(recipe.model, ops=ops_of(recipe, device))
+    for block in model.blocks:
+        forward = block.forward
+        if recipe.bf16:
+            forward = torch.autocast(torch.device(device).type, torch.bfloat16)(forward)
+        if recipe.checkpointing:
+            forward = partial(checkpoint, forward, use_reentrant=False)
+        block.forward = forward
+    return model
+
+
+def ops_of(recipe: Recipe, device: torch.device | str) -> Ops:
+    """The operations that a recipe is trained with on a device."""
+    return _BY_PRODUCTS if recipe.bf16 and torch.device(device).type == "cpu" else REFERENCE
+
+
+def attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`ops.attend` as two matrix products around a float32 softmax; shapes as there.
+
+    On a CPU in bfloat16 this is 2.5 to 7 times as fast, backward included, as torch's fused
+    attention (measured: 24 x 6 heads of 32, 108 queries over 396 and over 64 keys).
+    """
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).float()
+    if mask is not None:
+        scores = (
+            scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        )
+    return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2)
+
+
+_BY_PRODUCTS = Ops(
+    self_attention=partial(self_attention, attend=attend_by_products),
+    cross_attention=partial(cross_attention, attend=attend_by_products),
+)

@@ -1,0 +1,35 @@
+"""benchmarks/robustness/soak.py, briefly: an engine does not grow, and one that does is seen."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lumosx_rt as rt
+
+FILE = Path(__file__).parents[3] / "benchmarks" / "robustness" / "soak.py"
+SPEC = importlib.util.spec_from_file_location("soak", FILE)
+soak = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(soak)
+
+MOST_MIB = 4.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and asks glibc to give back")
+def test_memory_grows_only_where_something_is_kept(micro_engine, monkeypatch):
+    engine = rt.Engine(micro_engine.folder, micro_engine.manifest, micro_engine.backend, remember=0)
+    engine.__dict__["vae"] = micro_engine.vae
+    soak.soak(engine, 3, 2, every=3)  # caches of the libraries fill
+    found = soak.soak(engine, 12, 2, every=3)
+    assert len(found["held_mib"]) == 4 and found["growth_mib"] < MOST_MIB
+    assert found["health"]["requests"] == 15 and found["health"]["refused"] == 2
+    right, kept = engine.generate, []
+
+    def leaking(*scene, **options):
+        kept.append(np.ones(1 << 19))  # 4 MiB
+        return right(*scene, **options)
+
+    monkeypatch.setattr(engine, "generate", leaking)
+    assert soak.soak(engine, 6, 1, every=3)["growth_mib"] > MOST_MIB

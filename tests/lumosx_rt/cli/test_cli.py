@@ -1,0 +1,252 @@
+"""The command line as people and programs meet it: exit codes, results, refusals, interruption."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+import lumosx_rt as rt
+from lumosx_rt.cli.main import app
+
+COMMANDS = ("build", "generate", "verify", "bench", "train", "inspect", "doctor")
+SMALL = ["--frames", "5", "--height", "32", "--width", "48", "--steps", "2", "--provider", "cpu"]
+
+
+def program(*words, **options):
+    """A command as a program of its own."""
+    command = [sys.executable, "-m", "lumosx_rt", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+# -- help and usage -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_each_command_shows_an_example_that_parses(run, command, monkeypatch):
+    monkeypatch.setenv("TERMINAL_WIDTH", "300")
+    monkeypatch.setenv("COLUMNS", "300")
+    text = run(command, "--help").stdout
+    assert "Example" in text
+    examples = re.findall(rf"lumosx-rt {command}[^`\n,]*", text)
+    assert examples
+    parser = typer.main.get_command(app).commands[command]
+    for example in examples:
+        parser.make_context(command, example.split()[2:])
+
+
+def test_all_commands_are_listed_without_importing_torch():
+    code = (
+        "import sys; sys.argv = ['lumosx-rt', '--help']; from lumosx_rt.cli import main\n"
+        "try: main()\n"
+        "finally: print('heavy:', sorted({'torch', 'triton', 'onnx', 'av'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "heavy: []" in done.stdout
+    assert all(re.search(rf"\b{command}\b", done.stdout) for command in COMMANDS)
+
+
+def test_the_version_is_the_packages():
+    assert program("--version").stdout == f"{rt.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fly"],
+        ["build", "--colour", "red"],
+        ["build"],
+        ["build", "--preset", "tiny"],
+        ["build", "--init", "random"],
+        ["build", "--preset", "tiny", "--init", "zeros"],
+        ["build", "checkpoint", "--preset", "tiny", "--init", "random"],
+        ["build", "checkpoint", "--opset", "new"],
+        ["generate"],
+        ["generate", "engine"],
+        ["generate", "engine", "scene", "--steps", "many"],
+        ["verify"],
+        ["inspect"],
+        ["doctor", "extra"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_with_2(run, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run(*words, code=2)
+    assert done.stdout == "" and done.stderr != "" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["generate", "verify"])
+def test_an_unknown_provider_is_wrong_usage(run, command, micro, scenes):
+    done = run(command, micro.folder, scenes / "a", "--provider", "tpu", code=2)
+    assert "'tpu'" in done.stderr and done.stdout == ""
+
+
+# -- build --------------------------------------------------------------------------------------
+
+
+def test_build_prints_the_engine_and_nothing_else(run, micro_bundle, exporter, tmp_path):
+    done = run("build", micro_bundle, "-o", tmp_path / "engine")
+    assert done.stdout == f"{tmp_path / 'engine'}\n" and "reading the weights" in done.stderr
+    done = run("build", micro_bundle, "-o", tmp_path / "engine", "--json")
+    facts = json.loads(done.stdout)
+    assert facts["engine"] == str(tmp_path / "engine") and facts["opset"] == 23
+    assert "up to date" in done.stderr and exporter.finished == 1
+
+
+def test_build_refuses_in_one_line(micro_bundle, exporter, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("x")
+    (tmp_path / "config.json").write_text("[1]")
+    for words, said in (
+        (["nowhere"], "nowhere"),
+        ([micro_bundle, "-o", tmp_path / "full"], "no engine"),
+        ([micro_bundle, "-o", tmp_path / "config.json" / "x"], "config.json"),
+        ([micro_bundle, "--config", tmp_path / "config.json"], "config.json"),
+        ([micro_bundle, "--config", tmp_path / "nothing.json"], "nothing.json"),
+        ([micro_bundle, "--backend", "abacus"], "'abacus'"),
+        (["--preset", "3b", "--init", "random"], "'3b'"),
+    ):
+        where = [] if "-o" in words else ["-o", tmp_path / "engine"]
+        done = CliRunner().invoke(app, ["build", *map(str, words), *map(str, where)])
+        assert done.exit_code in (1, 2) and done.stdout == "", words
+        (line,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
+        assert said in line and "Traceback" not in done.stderr
+    assert exporter.started == 0
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "full"]
+
+
+def test_a_disk_that_fills_up_is_a_reason(
+    run, micro_bundle, micro, exporter, copied, scenes, tmp_path, monkeypatch
+):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device", "somewhere")
+
+    exporter.spoil = full
+    done = run("build", micro_bundle, "-o", tmp_path / "engine", code=1)
+    assert "error: " in done.stderr and "No space left" in done.stderr
+    assert done.stdout == "" and not (tmp_path / "engine").exists()
+    folder = copied(micro.folder)
+    where = ["--checkpoint", micro_bundle, "--components", micro_bundle]
+    monkeypatch.setattr(os, "replace", full)
+    done = run("verify", folder, scenes / "a", *SMALL, *where, code=1)
+    assert "error: " in done.stderr and "No space left" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["doctor"], ["inspect", "3x4x6+1+2.2", "--json"]])
+def test_a_reader_that_goes_away_is_no_error(words):
+    command = [sys.executable, "-m", "lumosx_rt", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    told = process.stderr.read()
+    assert process.wait(60) == 1 and "rror" not in told and "Exception" not in told
+
+
+# -- verify -------------------------------------------------------------------------------------
+
+
+def test_verify_prints_its_report(run, micro, micro_bundle, copied, scenes):
+    folder = copied(micro.folder)
+    where = ["--checkpoint", micro_bundle, "--components", micro_bundle]
+    command = ["verify", folder, scenes / "a", *SMALL, *where]
+    done = run(*command)
+    assert done.stdout.strip() == (folder / "report.md").read_text(encoding="utf-8").strip()
+    assert "Verification: passed" in done.stdout
+    section = json.loads(run(*command, "--json", "--seed", 5).stdout)
+    assert section["passed"] and section["seeds"] == [5] and section["steps"] == 2
+    assert [scene["scene"] for scene in section["scenes"]] == ["one-subject"]
+    section = json.loads(run("verify", folder, *SMALL, *where, "--json").stdout)
+    assert len(section["scenes"]) == 3
+
+
+# -- inspect and doctor -------------------------------------------------------------------------
+
+
+def test_inspect_says_what_things_are(run, tiny, micro_bundle, scenes, tmp_path):
+    for path, kind in (
+        (tiny.folder, "engine"),
+        (scenes / "a", "scene"),
+        (micro_bundle, "checkpoint"),
+        ("3x4x6+1+2.2", "layout"),
+    ):
+        facts = json.loads(run("inspect", path, "--json").stdout)
+        assert facts["kind"] == kind
+        assert run("inspect", path).stdout.startswith(f"kind: {kind}\n")
+    facts = json.loads(run("inspect", scenes / "c", "--frames", 9, "--width", 64, "--json").stdout)
+    assert facts["layout"] == "3x30x4+1+3.2"
+    done = run("inspect", scenes / "c", "--layout-png", tmp_path / "layout.png")
+    assert Image.open(tmp_path / "layout.png").format == "PNG" and "two-subjects" in done.stdout
+
+
+def test_inspect_fails_for_what_is_wrong(run, scenes, tmp_path):
+    done = run("inspect", scenes / "b-bad", "--json", code=1)
+    assert any("'blue coat'" in error for error in json.loads(done.stdout)["errors"])
+    assert "error: " in done.stderr
+    for nonsense in (scenes / "notes", tmp_path / "nowhere", "1+1"):
+        done = run("inspect", nonsense, code=1)
+        assert done.stdout == "" and done.stderr.startswith("error: ")
+
+
+def test_doctor_reports_and_fails_where_something_is_missing(run, monkeypatch):
+    done = program("doctor", "--json")
+    facts = json.loads(done.stdout)
+    assert done.returncode == 0 and facts["problems"] == [] and facts["packages"]["torch"]
+    from lumosx_rt.cli import doctor
+
+    monkeypatch.setitem(doctor.CHECKS, "h264_encoder", lambda: 1 / 0)
+    done = run("doctor", "--json", code=1)
+    assert "h264_encoder" in json.loads(done.stdout)["problems"][0]
+    assert "error: 1 problem" in done.stderr
+    assert "h264_encoder" in run("doctor", code=1).stdout
+
+
+# -- damaged engines ----------------------------------------------------------------------------
+
+DAMAGES = {
+    "no manifest": lambda engine: (engine / "manifest.json").unlink(),
+    "no json": lambda engine: (engine / "manifest.json").write_text("{"),
+    "newer": lambda engine: (engine / "manifest.json").write_text('{"format": 99}'),
+    "no defaults": lambda engine: edit(engine, "defaults", {}),
+    "no model": lambda engine: edit(engine, "model", {"dim": "wide"}),
+    "no layouts": lambda engine: edit(engine, "layouts", {}),
+    "changed": lambda engine: (engine / "transformer" / "model.onnx").write_bytes(b"x"),
+    "unlisted": lambda engine: (engine / "[red]extra").write_bytes(b"x"),
+}
+
+
+def edit(engine: Path, entry: str, value: object) -> None:
+    raw = json.loads((engine / "manifest.json").read_text(encoding="utf-8"))
+    (engine / "manifest.json").write_text(json.dumps(raw | {entry: value}))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_engine_is_a_reason_and_no_traceback(
+    run, micro, copied, scenes, tmp_path, damage
+):
+    engine = copied(micro.folder)
+    DAMAGES[damage](engine)
+    for command in (
+        ["generate", engine, scenes / "a", "-o", tmp_path / "out"],
+        ["verify", engine, scenes / "a"],
+        ["inspect", engine],
+    ):
+        done = run(*command, code=1)
+        lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and done.stdout == ""
+        if damage == "unlisted":
+            assert "[red]extra" in done.stderr  # and not in red
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_engine_as_a_program(micro, copied, scenes):
+    engine = copied(micro.folder)
+    DAMAGES["changed"](engine)
+    done = program("verify", engine, scenes / "a")
+    assert done.returncode == 1 and done.stdout == ""
+    assert "error: " in done.stderr and "Traceback" not in done.stderr

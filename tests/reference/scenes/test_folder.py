@@ -1,0 +1,366 @@
+"""Scenes on disk: prompt folders, as released and in a fixed order, and scene.toml."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.scenes.scene import Reference, Scene, Subject
+
+GOLDEN = Path(os.environ.get("LUMOSX_GOLDEN_DIR", Path(__file__).parents[2] / "golden"))
+SAMPLES = Path(__file__).parents[3] / "samples"
+
+
+def folder(root: Path, files: dict[str, str | int | None]) -> Path:
+    """A prompt folder: a text is written, a number is a grey picture, None an empty folder."""
+    for name, content in files.items():
+        path = root / name
+        (path if content is None else path.parent).mkdir(parents=True, exist_ok=True)
+        if isinstance(content, str):
+            path.write_text(content, encoding="utf-8")
+        elif content is not None:
+            Image.new("RGB", (6, 4), (content,) * 3).save(path, "PNG")
+    return root
+
+
+def grey(word: str, value: int = 9) -> Reference:
+    return Reference(word, Image.new("RGB", (6, 4), (value,) * 3))
+
+
+def words(scene: Scene) -> tuple[object, ...]:
+    background = scene.background and scene.background.word
+    people = [[r.word for r in subject.references] for subject in scene.subjects]
+    return background, [r.word for r in scene.objects], people
+
+
+def greys(scene: Scene) -> list[int]:
+    """Which pictures it holds, by their grey values."""
+    return [int(frame[2, 3, 0]) for frame in scene.fitted(4, 6)]
+
+
+# -- prompt folders -----------------------------------------------------------------------------
+
+
+def test_the_released_reader(tmp_path):
+    case = json.loads((GOLDEN / "dir_reader.json").read_text())
+    root = folder(tmp_path / "x", {"caption.txt": "id;text", **dict.fromkeys(case["files"], 5)})
+    orders = {"sorted": sorted, "reversed": lambda names: sorted(names, reverse=True)}
+    assert case["trees"]
+    for name, tree in case["trees"].items():
+        script, order = name.split("_")
+        scene = Scene.from_folder(root, order=orders[order], script=script)
+        labels = [label for label, content in tree if not isinstance(content[0], list)]
+        people = [
+            [label for label, _ in content] for _, content in tree if isinstance(content[0], list)
+        ]
+        background, objects, subjects = words(scene)
+        assert ([background] if background else []) + objects == labels, name
+        assert subjects == people, name
+
+
+EVERYTHING: dict[str, str | int | None] = {
+    "caption.txt": "two-of-them;A tall man and an old woman.",
+    "background/park.v2.png": 1,
+    "objects/lamp.b.png": 3,
+    "objects/crate.png": 2,
+    "objects/.DS_Store": "hidden",
+    "subjects/10/face_woman.png": 7,
+    "subjects/2/red.hat.png": 6,
+    "subjects/2/coat.png": 5,
+    "subjects/2/my_face_of_man.png": 4,
+    "subjects/2/fullfullbody_man.png": 8,
+}
+
+
+def test_stable_order(tmp_path):
+    scene = Scene.from_folder(folder(tmp_path, EVERYTHING))
+    assert (scene.name, scene.caption) == ("two-of-them", "A tall man and an old woman.")
+    # first dot alone, last dot in a subject; after the first underscore for a face; 2 before 10
+    expected = ("park", ["crate", "lamp"], [["face_of_man", "coat", "red.hat"], ["woman"]])
+    assert words(scene) == expected
+    assert greys(scene) == [1, 2, 3, 4, 5, 6, 7]
+    assert [subject.face for subject in scene.subjects] == [0, 0]
+    assert (scene.lone, scene.subject_sizes) == (3, (3, 1))
+    assert [r.word for r in scene.references] == ["park", *expected[1], *expected[2][0], "woman"]
+
+
+def test_layout_of_a_scene(tmp_path):
+    layout = Scene.from_folder(folder(tmp_path, EVERYTHING)).layout(5, 4, 9)
+    assert layout.key == "5x4x9+3+3.1"
+
+
+def test_listing_is_the_file_systems(tmp_path, monkeypatch):
+    listed = {
+        "background": ["park.png"],
+        "objects": ["b.png", "c.png", "a.png"],
+        "subjects": ["2", "10", "1"],
+        "1": ["hat.png", "face_x.png"],
+        "2": ["face_y.png"],
+        "10": ["coat.png"],
+    }
+    files: dict[str, str | int | None] = {"caption.txt": "x"}
+    for part in ("background", "objects"):
+        files |= {f"{part}/{name}": 5 for name in listed[part]}
+    for part in listed["subjects"]:
+        files |= {f"subjects/{part}/{name}": 5 for name in listed[part]}
+    root = folder(tmp_path / "x", files)
+    real = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda p: listed.get(Path(p).name) or real(p))
+    scene = Scene.from_folder(root, order="listing")
+    assert words(scene) == ("park", ["b", "c", "a"], [["y"], ["coat"], ["hat", "x"]])
+    assert [subject.face for subject in scene.subjects] == [0, None, 1]
+
+
+def test_equal_words_overwrite_as_released(tmp_path):
+    files: dict[str, str | int | None] = {
+        "caption.txt": "x",
+        "background/park.1.png": 1,
+        "objects/a.1.png": 2,
+        "objects/a.2.png": 3,
+        "objects/b.png": 4,
+        "objects/park.2.png": 5,
+        "subjects/1/face_man.png": 6,
+        "subjects/1/hat.png": 7,
+        "subjects/1/man.png": 8,
+    }
+    scene = Scene.from_folder(folder(tmp_path, files), order=sorted)
+    assert words(scene) == ("park", ["a", "b"], [["man", "hat"]])
+    # the later picture, in the place of the earlier one
+    assert greys(scene) == [5, 3, 4, 8, 7]
+    assert len(Scene.from_folder(tmp_path).references) == 8
+    errors, _ = Scene.from_folder(tmp_path).problems()
+    doubled = [error for error in errors if "pictures for the word" in error]
+    assert doubled == [
+        "background and objects: 2 pictures for the word 'park'; keep one of them",
+        "background and objects: 2 pictures for the word 'a'; keep one of them",
+        "subject 1: 2 pictures for the word 'man'; keep one of them",
+    ]
+
+
+def test_face_script(tmp_path):
+    root = folder(tmp_path, EVERYTHING)
+    assert words(Scene.from_folder(root, script="face")) == (None, [], [["face_of_man"], ["woman"]])
+    folder(root, {"subjects/3/coat.png": 9})
+    errors, _ = Scene.from_folder(root, script="face").problems()
+    assert any("subjects/3 has no face" in error for error in errors)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "caption"),
+    [
+        ("\ufeffid; A man ;walks\n", "id", "A man ;walks"),
+        ("A man walks.\n", "the folder", "A man walks."),
+        ('id;{"a": 1} |0|', "id", '{"a": 1} |0|'),
+        ("../../etc/x;A man", "_.._etc_x", "A man"),
+        ("", "the folder", ""),
+    ],
+)
+def test_captions(tmp_path, text, name, caption):
+    scene = Scene.from_folder(folder(tmp_path / "the folder", {"caption.txt": text}))
+    assert (scene.name, scene.caption) == (name, caption)
+    assert "/" not in scene.name
+
+
+def test_a_semicolon_in_a_sentence_is_pointed_out(tmp_path):
+    root = folder(tmp_path, {"caption.txt": "A man walks; he wears a hat."})
+    _, warnings = Scene.from_folder(root).problems()
+    assert len(warnings) == 1 and "'A man walks'" in warnings[0]
+    assert Scene.from_folder(folder(tmp_path, {"caption.txt": "id;A man."})).problems() == ([], [])
+
+
+def test_folders_that_are_none(tmp_path):
+    with pytest.raises(LumosXError, match="does not exist.*caption.txt"):
+        Scene.from_folder(tmp_path / "absent")
+    with pytest.raises(LumosXError, match="it is empty.*caption.txt"):
+        Scene.load(tmp_path)
+    folder(tmp_path, {"a/caption.txt": "x", "b/notes.md": "x", "readme": "x"})
+    with pytest.raises(LumosXError, match="it holds a, b, readme.*give one of them: a$"):
+        Scene.load(tmp_path)
+    with pytest.raises(LumosXError, match="is a file"):
+        Scene.load(tmp_path / "readme")
+
+
+def test_folders_that_are_odd(tmp_path):
+    files: dict[str, str | int | None] = {
+        "caption.txt": "id;A lamp and a park.",
+        "background/park.png": 1,
+        "background/sea.png": 2,
+        "objects": "a file",
+        "subjects/1": None,
+        "subjects/stray.png": 3,
+    }
+    errors, _ = Scene.from_folder(folder(tmp_path, files)).problems()
+    expected = ["background/ holds 2 files (park.png, sea.png)", "objects is a file"]
+    expected += ["subjects/stray.png is not a folder", "subject 1 has no picture"]
+    assert len(errors) == len(expected)
+    assert all(part in error for part, error in zip(expected, errors, strict=True))
+
+
+@pytest.mark.parametrize("place", ["objects/lamp.png", "objects", "subjects/1", "caption.txt"])
+def test_links_out_of_the_folder_are_refused(tmp_path, place):
+    outside = folder(tmp_path / "outside", {"lamp.png": 1, "caption.txt": "secret"})
+    root = folder(tmp_path / "inside", {"background/park.png": 1, "subjects": None})
+    (root / place).parent.mkdir(exist_ok=True)
+    target = outside / Path(place).name if "." in place else outside
+    (root / place).symlink_to(target)
+    with pytest.raises(LumosXError, match="leads out of the folder"):
+        Scene.from_folder(root)
+
+
+def test_links_within_the_folder_are_followed(tmp_path):
+    root = folder(tmp_path, {"caption.txt": "x", "pictures/1.png": 7, "objects": None})
+    (root / "objects/lamp.png").symlink_to("../pictures/1.png")
+    assert greys(Scene.from_folder(root)) == [7]
+
+
+def test_names_that_cannot_be_written_are_refused(tmp_path):
+    root = folder(tmp_path, {"caption.txt": "x", "objects/a\nb.png": 1})
+    with pytest.raises(LumosXError, match=r"'a\\nb.png'; rename it"):
+        Scene.from_folder(root)
+
+
+def test_unknown_orders_and_scripts(tmp_path):
+    root = folder(tmp_path, {"caption.txt": "x"})
+    with pytest.raises(LumosXError, match="order 'random'.*'stable'"):
+        Scene.from_folder(root, order="random")  # type: ignore[arg-type]
+    with pytest.raises(LumosXError, match="got 'both'.*'face'"):
+        Scene.from_folder(root, script="both")  # type: ignore[arg-type]
+
+
+# -- scene.toml and saving ----------------------------------------------------------------------
+
+
+TOML = """
+name = "picnic"
+caption = "A man with a hat and a woman in a park."
+alpha = "drop"
+exif = false
+background = { word = "park", image = "park.png" }
+objects = [{ word = "hat", image = "things/h.png" }]
+
+[[subjects]]
+references = [
+  { word = "hat", image = "things/h.png" },
+  { word = "man", image = "m.png", face = true },
+]
+
+[[subjects]]
+references = [{ word = "woman", image = "w.png", face = false }]
+"""
+
+
+def test_toml(tmp_path):
+    pictures = {"park.png": 1, "things/h.png": 2, "m.png": 3, "w.png": 4}
+    root = folder(tmp_path / "x", {"scene.toml": TOML, **pictures})
+    scene = Scene.load(root)
+    assert scene == Scene.from_toml(root / "scene.toml") == Scene.load(root / "scene.toml")
+    assert (scene.name, scene.alpha, scene.exif) == ("picnic", "drop", False)
+    assert words(scene) == ("park", ["hat"], [["hat", "man"], ["woman"]])
+    assert [subject.face for subject in scene.subjects] == [1, None]
+    assert greys(scene) == [1, 2, 2, 3, 4]
+    with pytest.raises(LumosXError, match="states its own order"):
+        Scene.load(root, order="listing")
+
+
+@pytest.mark.parametrize(
+    "image", ["../o.png", "/etc/hosts", "a/../../o.png", "link.png", "x\\u0000"]
+)
+def test_toml_stays_in_its_folder(tmp_path, image):
+    folder(tmp_path, {"o.png": 1})
+    content = f'caption = "a"\nobjects = [{{ word = "a", image = "{image}" }}]'
+    root = folder(tmp_path / "x", {"scene.toml": content})
+    (root / "link.png").symlink_to(tmp_path / "o.png")
+    with pytest.raises(LumosXError, match="object 1: .* leads out of the folder"):
+        Scene.load(root)
+
+
+def test_toml_names_all_that_is_wrong(tmp_path):
+    content = """
+    caption = 3
+    colour = "red"
+    background = { word = "park" }
+    objects = ["lamp"]
+    alpha = "keep"
+    [[subjects]]
+    references = [{ word = true, image = "a.png", face = 1 }]
+    """
+    folder(tmp_path, {"scene.toml": content})
+    with pytest.raises(LumosXError) as refusal:
+        Scene.load(tmp_path)
+    for part in (
+        "unknown entry 'colour'",
+        "caption must be a string, got 3",
+        "background has no image",
+        "object 1 must be a table with word, image, got 'lamp'",
+        "subject 1, picture 1: word must be a string",
+        "subject 1, picture 1: face must be true or false, got 1",
+        "alpha: got 'keep'",
+    ):
+        assert part in str(refusal.value), part
+
+
+@pytest.mark.parametrize("content", ["caption = ", "a = " + "[" * 5000, "\ud800", "x" * (1 << 21)])
+def test_toml_that_is_none(tmp_path, content):
+    (tmp_path / "scene.toml").write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(LumosXError, match="scene.toml"):
+        Scene.load(tmp_path)
+
+
+def test_a_plain_scene_is_saved_as_a_prompt_folder(tmp_path):
+    scene = Scene.load(SAMPLES / "two-friends")
+    target = scene.save(tmp_path / "copy")
+    assert not (target / "scene.toml").exists()
+    copy = Scene.from_folder(target)
+    assert (copy.name, copy.caption) == (scene.name, scene.caption)
+    assert words(copy) == words(scene)
+    assert np.array_equal(copy.fitted(16, 36), scene.fitted(16, 36))
+    with pytest.raises(LumosXError, match="exists already"):
+        scene.save(target)
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+text = st.text(st.characters(codec="utf-8"), max_size=12)
+awkward = st.sampled_from(
+    ["face", "a.b", "../x", "hat", "hat", "x/y", ".hid", "fullfullbody", "CON", "\x7f"]
+)
+members = st.lists(awkward | text, min_size=1, max_size=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text, st.none() | text, members, st.lists(st.tuples(members, st.booleans()), max_size=2))
+def test_whatever_is_saved_is_loaded(tmp_path_factory, caption, background, objects, people):
+    values = iter(range(100))
+
+    def one(word: str) -> Reference:
+        return grey(word, next(values))
+
+    scene = Scene(
+        "name",
+        caption,
+        None if background is None else one(background),
+        tuple(map(one, objects)),
+        tuple(
+            Subject(tuple(map(one, names)), len(names) - 1 if last else None)
+            for names, last in people
+        ),
+    )
+    target = scene.save(tmp_path_factory.mktemp("scene") / "x")
+    copy = Scene.load(target)
+    assert copy.caption == scene.caption and words(copy) == words(scene)
+    assert [g.face for g in copy.subjects] == [g.face for g in scene.subjects]
+    assert greys(copy) == greys(scene) == list(range(len(scene.references)))
+    files = [path for path in target.rglob("*") if path.is_file()]
+    assert all(path.resolve().is_relative_to(target.resolve()) for path in files)
+
+
+def test_a_failed_save_leaves_nothing(tmp_path):
+    scene = Scene("x", "a man", None, (Reference("man", tmp_path / "absent.png"),))
+    with pytest.raises(LumosXError, match=r"absent\.png"):
+        scene.save(tmp_path / "target")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,293 @@
+"""Reference images: the released preparation, and files nobody should trust."""
+
+import os
+import struct
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.scenes import images
+from lumosx_rt.reference.scenes.images import fit_image, load_image, to_unit
+
+GOLDEN = Path(os.environ.get("LUMOSX_GOLDEN_DIR", Path(__file__).parents[2] / "golden"))
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+# -- preparation --------------------------------------------------------------------------------
+
+
+def test_the_released_preparation():
+    case = np.load(GOLDEN / "image_prep.npz")
+    height, width = case["image_size"].tolist()
+    count = sum(name.startswith("in_") for name in case.files)
+    assert count >= 1
+    for i in range(count):
+        image = Image.fromarray(case[f"in_{i}"])
+        fitted = fit_image(image, height, width, alpha="drop").transpose(2, 0, 1)
+        assert np.abs(fitted.astype(int) - case[f"out_u8_{i}"]).max() <= 1
+        if case[f"out_f32_{i}"].size:
+            assert np.abs(to_unit(fitted) - case[f"out_f32_{i}"]).max() <= 1e-6
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 60), st.integers(1, 60))
+def test_one_colour_fills_exactly_the_fitted_box(w, h, height, width):
+    fitted = fit_image(Image.new("RGB", (w, h), RED), height, width)
+    scale = min(width / w, height / h)
+    box_w, box_h = max(1, int(w * scale)), max(1, int(h * scale))
+    left, top = (width - box_w) // 2, (height - box_h) // 2
+    expected = np.full((height, width, 3), 255, np.uint8)
+    expected[top : top + box_h, left : left + box_w] = RED
+    assert fitted.dtype == np.uint8 and np.array_equal(fitted, expected)
+
+
+def test_truncation_leaves_the_fitted_side_short():
+    # 48 / 47 * 47 is a little below 48 in floating point for some sizes: find one as the rule says
+    side = next(n for n in range(3, 200) if int(n * (48 / n)) == 47)
+    fitted = fit_image(Image.new("RGB", (side, side), RED), 48, 48)
+    assert (fitted == RED).all(-1).sum() == 47 * 47
+
+
+def test_transparency_goes_onto_white_or_is_dropped_as_released():
+    image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    image.putpixel((0, 0), (0, 0, 255, 255))
+    image.putpixel((1, 0), (0, 0, 0, 51))
+    onto_white, dropped = fit_image(image, 4, 4), fit_image(image, 4, 4, alpha="drop")
+    assert onto_white[0, 0].tolist() == [0, 0, 255]
+    assert onto_white[3, 3].tolist() == [255, 255, 255]
+    assert onto_white[0, 1].tolist() == [204, 204, 204]  # black at a fifth over white
+    assert dropped[3, 3].tolist() == [255, 0, 0]
+    with pytest.raises(LumosXError, match="'composite' and 'drop'"):
+        fit_image(image, 4, 4, alpha="keep")  # type: ignore[arg-type]
+
+
+def test_palettes_are_smoothed_unless_released():
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([0, 0, 0, 200, 100, 50])
+    picture.putpixel((1, 0), 1)
+    smooth, released = fit_image(picture, 8, 16), fit_image(picture, 8, 16, alpha="drop")
+    colours = {tuple(pixel) for pixel in released.reshape(-1, 3).tolist()}
+    assert colours == {(0, 0, 0), (200, 100, 50)}
+    assert len({tuple(pixel) for pixel in smooth.reshape(-1, 3).tolist()}) > 4
+
+
+def test_transparent_palette_entries_go_onto_white(tmp_path):
+    picture = Image.new("P", (3, 3), 1)
+    picture.putpalette([0, 0, 0, 200, 100, 50])
+    picture.save(tmp_path / "p.png", transparency=1)
+    assert (fit_image(load_image(tmp_path / "p.png"), 3, 3) == 255).all()
+    assert (fit_image(load_image(tmp_path / "p.png"), 3, 3, "drop") == (200, 100, 50)).all()
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_modes_without_a_range_are_refused(mode):
+    with pytest.raises(LumosXError, match=f"mode '{mode}'.*convert it to RGB"):
+        fit_image(Image.new(mode, (4, 4)), 4, 4)
+
+
+def test_frames_without_pixels_are_refused():
+    with pytest.raises(LumosXError, match="no pixels"):
+        fit_image(Image.new("RGB", (4, 4)), 0, 4)
+
+
+def test_unit_range():
+    assert to_unit(np.array([0, 255], np.uint8)).tolist() == [-1.0, 1.0]
+    every = to_unit(np.arange(256, dtype=np.uint8))
+    assert every.dtype == np.float32
+    assert np.abs(every.astype(float) - (np.arange(256) / 255 * 2 - 1)).max() < 1e-6
+
+
+# -- files --------------------------------------------------------------------------------------
+
+
+def saved(path: Path, image: Image.Image, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp"])
+def test_accepted_formats(tmp_path, suffix):
+    path = saved(tmp_path / f"x.{suffix}", Image.new("RGB", (9, 5), RED))
+    image = load_image(path)
+    assert image.size == (9, 5)
+    assert np.abs(np.array(image.convert("RGB")).astype(int) - RED).max() < 6
+
+
+def test_the_content_counts_not_the_suffix(tmp_path):
+    saved(tmp_path / "x.png", Image.new("RGB", (3, 3)))
+    (tmp_path / "x.png").rename(tmp_path / "x.dat")
+    assert load_image(tmp_path / "x.dat").size == (3, 3)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "tiff", "ico", "ppm"])
+def test_other_formats_are_refused_whatever_their_name(tmp_path, suffix):
+    saved(tmp_path / f"x.{suffix}", Image.new("RGB", (16, 16)))
+    (tmp_path / f"x.{suffix}").rename(tmp_path / "x.png")
+    with pytest.raises(LumosXError, match=r"x\.png.*none of these formats.*PNG, JPEG, WEBP, BMP"):
+        load_image(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path, orientation):
+    upright = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 14
+    # how a camera stores it: the inverse of what the tag asks for (EXIF 2.3, tag 274)
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(np.ascontiguousarray(stored))
+    path = saved(tmp_path / "x.png", image, exif=exif)
+    assert np.array_equal(np.array(load_image(path)), upright)
+    assert np.array_equal(np.array(load_image(path, exif=False)), stored)
+    # loaded and saved again it is not turned a second time
+    again = saved(tmp_path / "again.png", load_image(path))
+    assert np.array_equal(np.array(load_image(again)), upright)
+
+
+def test_a_damaged_exif_block_turns_nothing(tmp_path):
+    path = saved(tmp_path / "x.jpg", Image.new("RGB", (5, 3)), exif=b"Exif\0\0MM\0*" + b"\xff" * 40)
+    assert load_image(path).size == (5, 3)
+
+
+def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path):
+    values = np.array([[0, 255, 256], [0x1234, 0x8000, 0xFFFF]], np.uint16)
+    image = load_image(saved(tmp_path / "x.png", Image.fromarray(values)))
+    assert image.mode == "L"
+    assert np.array(image).tolist() == [[0, 0, 1], [0x12, 0x80, 0xFF]]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_file_modes_all_end_as_rgb(tmp_path, mode):
+    suffix = "jpg" if mode == "CMYK" else "png"
+    path = saved(tmp_path / f"x.{suffix}", Image.new("RGB", (8, 8), WHITE).convert(mode))
+    assert (fit_image(load_image(path), 8, 8) >= 250).all()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    crc = zlib.crc32(kind + data)
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+    return b"\x89PNG\r\n\x1a\n" + header + body + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(9000, 9000), (12000, 12000), (50000, 50000), (2**31 - 1, 7)])
+def test_bombs_are_refused_by_their_header(tmp_path, size, monkeypatch):
+    def decode(*_: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decode)
+    (tmp_path / "bomb.png").write_bytes(png_claiming(*size))
+    with pytest.raises(LumosXError, match=r"bomb\.png.*64,000,000 pixels.*scale it"):
+        load_image(tmp_path / "bomb.png")
+
+
+def test_large_files_are_not_read(tmp_path):
+    with (tmp_path / "large.png").open("wb") as file:
+        file.truncate(images.MAX_FILE_BYTES + 1)  # sparse
+    with pytest.raises(LumosXError, match=r"large\.png.*67,108,865 bytes.*smaller"):
+        load_image(tmp_path / "large.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_truncated_files(tmp_path, suffix, share):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    path = saved(tmp_path / f"x.{suffix}", Image.fromarray(noise))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(LumosXError, match=rf"x\.{suffix}"):
+        load_image(path)
+
+
+def test_a_changed_byte_in_a_png_is_noticed(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    path = saved(tmp_path / "x.png", Image.fromarray(noise))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    path.write_bytes(data)
+    with pytest.raises(LumosXError, match=r"x\.png.*save it again"):
+        load_image(path)
+
+
+def test_a_wrong_checksum_is_noticed_even_if_the_pixels_decode(tmp_path):
+    path = saved(tmp_path / "x.png", Image.new("RGB", (40, 40), RED))
+    data = bytearray(path.read_bytes())
+    data[-13] ^= 1  # the last byte of the pixels' checksum, before the 12 bytes of the end
+    path.write_bytes(data)
+    with pytest.raises(LumosXError, match=r"x\.png.*save it again"):
+        load_image(path)
+
+
+def test_metadata_is_dropped(tmp_path):
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    path = saved(tmp_path / "x.png", Image.new("P", (4, 4)), exif=exif, transparency=0, dpi=(9, 9))
+    with Image.open(path) as image:
+        image.load()
+        assert {"exif", "dpi", "transparency"} <= set(image.info)
+    assert set(load_image(path).info) == {"transparency"}
+
+
+def test_things_that_are_no_image_files(tmp_path):
+    (tmp_path / "text.png").write_text("not an image\n" * 20)
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    expected = {
+        "text.png": "none of these formats",
+        "empty.png": "is empty",
+        "folder.png": "is a folder",
+        "pipe.png": "is a pipe",
+        "absent.png": "No such file",
+    }
+    for name, reason in expected.items():
+        with pytest.raises(LumosXError, match=reason) as refusal:
+            load_image(tmp_path / name)
+        assert name in str(refusal.value)
+    with pytest.raises(LumosXError, match="cannot be opened"):
+        load_image("a\0b.png")
+
+
+_SEEDS = []
+for _format in ("PNG", "JPEG", "WEBP", "BMP"):
+    _buffer = BytesIO()
+    Image.effect_mandelbrot((24, 16), (-2, -1, 1, 1), 20).convert("RGB").save(_buffer, _format)
+    _SEEDS.append(_buffer.getvalue())
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(_SEEDS),
+    st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=6),
+)
+def test_damaged_files_give_an_image_or_a_refusal(tmp_path_factory, data, changes):
+    damaged = bytearray(data)
+    for place, value in changes:
+        damaged[place % len(damaged)] = value
+    path = tmp_path_factory.getbasetemp() / "damaged.bin"
+    path.write_bytes(damaged)
+    try:
+        image = load_image(path)
+    except LumosXError as refusal:
+        assert "damaged.bin" in str(refusal)
+    else:
+        assert fit_image(image, 8, 8).shape == (8, 8, 3)
