@@ -26,7 +26,7 @@ from lumosx_rt.kernels.qdq import scale_of
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError, listing
-from lumosx_rt.reference.training.latents import replacing
+from lumosx_rt.reference.files import replacing
 
 if TYPE_CHECKING:
     from lumosx_rt.calibration.apply.simulate import Simulation

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lumosx_rt.reference.training.latents import replacing
+from lumosx_rt.reference.files import replacing
 
 IDENTITY_FILE = "identity.json"
 

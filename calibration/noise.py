@@ -14,8 +14,9 @@ from lumosx_rt.calibration.samples import Example, Sampling
 from lumosx_rt.calibration.scheme import Scheme
 from lumosx_rt.calibration.sites import flops_of, sites_of, why_not
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.mechanisms.lumosx.binding import Binding, VideoSize
+from lumosx_rt.reference.mechanisms.lumosx.binding import Binding
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.scenes.video_size import VideoSize
 
 LAYOUT = SceneLayout.from_key("2x2x3+1+2.1")
 SAMPLING = Sampling(VideoSize(5, 32, 48), steps=2, shift=3.0, guidance=1.0, bins=1)

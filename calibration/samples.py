@@ -12,15 +12,18 @@ import torch
 from torch import Tensor
 
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.checkpoints.bundle import read_json
 from lumosx_rt.reference.encoders.umt5 import TextEncoder, VideoAutoencoder
 from lumosx_rt.reference.errors import LumosXError, listing
-from lumosx_rt.reference.mechanisms.lumosx.binding import Binding, VideoSize, bind
+from lumosx_rt.reference.files import read_json
+from lumosx_rt.reference.mechanisms.lumosx.binding import Binding, bind
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.mechanisms.lumosx.structure import structure_of
-from lumosx_rt.reference.sampling.flow import Schedule, guide, initial_noise, sample
+from lumosx_rt.reference.sampling.flow import guide
+from lumosx_rt.reference.sampling.schedules import Schedule
+from lumosx_rt.reference.sampling.solvers import initial_noise, sample
 from lumosx_rt.reference.scenes.folder import SCENE_FILE
 from lumosx_rt.reference.scenes.scene import Scene
+from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.world.scenes import scene_of
 from lumosx_rt.reference.world.story import Story, story
 

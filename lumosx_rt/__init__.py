@@ -18,16 +18,16 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lumosx_rt.builder.build import build as build
     from lumosx_rt.parity.verify import verify as verify
+    from lumosx_rt.reference.errors import Flat as Flat
     from lumosx_rt.reference.errors import LumosXError as LumosXError
-    from lumosx_rt.reference.mechanisms.lumosx.binding import VideoSize as VideoSize
+    from lumosx_rt.reference.errors import NotFinite as NotFinite
     from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout as SceneLayout
-    from lumosx_rt.reference.sampling.denoise import Video as Video
     from lumosx_rt.reference.sampling.shortcuts import Lossy as Lossy
     from lumosx_rt.reference.scenes.scene import Scene as Scene
+    from lumosx_rt.reference.scenes.video_size import VideoSize as VideoSize
     from lumosx_rt.runtime.engine import Engine as Engine
     from lumosx_rt.runtime.engine import load as load
-    from lumosx_rt.runtime.guards import Flat as Flat
-    from lumosx_rt.runtime.guards import NotFinite as NotFinite
+    from lumosx_rt.runtime.video import Video as Video
 
 _HOMES = {
     "Engine": "runtime.engine",

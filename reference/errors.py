@@ -10,3 +10,11 @@ def listing(title: str, problems: list[str]) -> str:
     if len(problems) == 1:
         return f"{title}: {problems[0]}"
     return "\n".join([f"{title}: {len(problems)} problems", *(f"  - {p}" for p in problems)])
+
+
+class NotFinite(LumosXError):
+    """NaN or infinity where a video should arise. The message names the step and the place."""
+
+
+class Flat(LumosXError):
+    """A video, or latents, of one colour."""

@@ -8,7 +8,7 @@ Each prompt folder holds, beside its pictures and caption, the clip to learn, `v
 from pathlib import Path
 
 from lumosx_rt.reference.backbones.config import PRESETS
-from lumosx_rt.reference.mechanisms.lumosx.binding import VideoSize
+from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.training.recipe import Recipe, Stage
 from lumosx_rt.reference.training.sources import FolderSource
 

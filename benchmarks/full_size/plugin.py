@@ -47,11 +47,11 @@ def export(graph: Path, preset: str) -> dict[str, Any]:
     import onnx
 
     from lumosx_rt.artifact.source import random_transformer
-    from lumosx_rt.backends.eager.run import recast
     from lumosx_rt.export.onnx.opaque_nodes import export_plugin_onnx
     from lumosx_rt.export.tensorrt.variants import plugin_nodes
     from lumosx_rt.reference.backbones.config import PRESETS
-    from lumosx_rt.reference.sampling.denoise import peak_memory_bytes
+    from lumosx_rt.reference.backbones.precision import recast
+    from lumosx_rt.runtime.memory import peak_memory_bytes
 
     model = recast(random_transformer(PRESETS[preset], 0), torch.bfloat16)
     started, stages = time.monotonic(), list[str]()

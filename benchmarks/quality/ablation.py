@@ -28,7 +28,8 @@ from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.encoders.umt5 import load_text_encoder, load_vae
 from lumosx_rt.reference.files import write_atomically
 from lumosx_rt.reference.mechanisms.lumosx.binding import bind
-from lumosx_rt.reference.sampling.denoise import Request, denoise
+from lumosx_rt.reference.sampling.denoise import denoise
+from lumosx_rt.reference.sampling.request import Request
 from lumosx_rt.reference.training.pipeline import make_bundle
 from lumosx_rt.reference.world.scene_lists import BINDING
 from lumosx_rt.reference.world.scenes import scene_of

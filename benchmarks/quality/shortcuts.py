@@ -29,7 +29,7 @@ from PIL import Image  # noqa: E402
 
 from benchmarks.sources import stamp  # noqa: E402
 from lumosx_rt.artifact.certificate import standing  # noqa: E402
-from lumosx_rt.artifact.manifest import MANIFEST, sha256_of  # noqa: E402
+from lumosx_rt.artifact.manifest import MANIFEST  # noqa: E402
 from lumosx_rt.backends.onnxruntime.step_cache import CachingBackend  # noqa: E402
 from lumosx_rt.bench.folder import append_line, whole_lines  # noqa: E402
 from lumosx_rt.bench.machine import machine  # noqa: E402
@@ -41,11 +41,17 @@ from lumosx_rt.cli.bench import LISTS  # noqa: E402
 from lumosx_rt.drawing.charts import frontier  # noqa: E402
 from lumosx_rt.drawing.typesetting import framed, stack  # noqa: E402
 from lumosx_rt.reference.errors import LumosXError  # noqa: E402
-from lumosx_rt.reference.files import replacing, write_atomically  # noqa: E402
-from lumosx_rt.reference.mechanisms.lumosx.binding import VideoSize  # noqa: E402
-from lumosx_rt.reference.sampling.denoise import Request, denoise, relative_error  # noqa: E402
+from lumosx_rt.reference.files import (  # noqa: E402
+    replacing,
+    sha256_of,  # noqa: E402
+    write_atomically,
+)
+from lumosx_rt.reference.metrics import relative_error  # noqa: E402
+from lumosx_rt.reference.sampling.denoise import denoise  # noqa: E402
 from lumosx_rt.reference.sampling.inputs import Backend  # noqa: E402
+from lumosx_rt.reference.sampling.request import Request  # noqa: E402
 from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy  # noqa: E402
+from lumosx_rt.reference.scenes.video_size import VideoSize  # noqa: E402
 from lumosx_rt.reference.world import draw  # noqa: E402
 from lumosx_rt.reference.world.scenes import scene_of  # noqa: E402
 from lumosx_rt.reference.world.story import Story  # noqa: E402

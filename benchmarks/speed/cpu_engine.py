@@ -38,7 +38,7 @@ from lumosx_rt.reference.backbones.config import PRESETS  # noqa: E402
 from lumosx_rt.reference.backbones.ops import Ops, cross_attention, qk_norm_rope, self_attention  # noqa: E402
 from lumosx_rt.reference.errors import LumosXError  # noqa: E402
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout  # noqa: E402
-from lumosx_rt.reference.sampling.denoise import relative_error  # noqa: E402
+from lumosx_rt.reference.metrics import relative_error  # noqa: E402
 from lumosx_rt.reference.sampling.inputs import Backend, Inputs  # noqa: E402
 
 LAYOUTS = (("5x8x18+0+-", 1), ("5x8x18+2+3.3", 1), ("5x8x18+2+3.3", 4), ("5x8x18+4+4.4.4", 1))

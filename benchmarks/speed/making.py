@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 
 from lumosx_rt.artifact.source import weights_digest
-from lumosx_rt.backends.eager.run import recast
 from lumosx_rt.calibration.apply.graph import carried
 from lumosx_rt.calibration.calibration_file import Calibration
 from lumosx_rt.calibration.noise import noise_calibration
 from lumosx_rt.export.aoti import compile_package
 from lumosx_rt.export.onnx.graph import OPSETS, export_onnx
 from lumosx_rt.export.onnx.ops import PACKAGE_OPS, QDQ_NODES, export_ops
+from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
 
 EXPORT = ("export/onnx/ops.py", "export/program.py")

@@ -24,13 +24,14 @@ from benchmarks.speed.making import (
 )
 from benchmarks.speed.sizes import TIME, Size, loud_model
 from benchmarks.speed.wan import velocity, wan_of
-from lumosx_rt.backends.eager.run import EagerBackend, recast
+from lumosx_rt.backends.eager.run import EagerBackend
 from lumosx_rt.backends.eager.simulated import SimulatedBackend
 from lumosx_rt.backends.onnxruntime.run import OnnxRuntimeBackend
 from lumosx_rt.backends.torch.run import TorchBackend
 from lumosx_rt.parity.verify import FORWARD_GATES, ROUNDED_GATE
+from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.sampling.denoise import relative_error
+from lumosx_rt.reference.metrics import relative_error
 from lumosx_rt.reference.sampling.inputs import Backend
 
 Run = Callable[[], Tensor]

@@ -8,9 +8,10 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-from lumosx_rt.artifact.manifest import MANIFEST, read_manifest, sha256_of
+from lumosx_rt.artifact.manifest import MANIFEST, read_manifest
 from lumosx_rt.artifact.report import read_report, write_report
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.files import sha256_of
 
 BINDING = ("identity", "binding", "swapped", "missing", "psnr")
 Standing = Literal["passed", "failed", "none"]

@@ -7,8 +7,8 @@ frames, height, width (pixels), fps, steps, shift and guidance.
 from pathlib import Path
 from typing import Any
 
-from lumosx_rt.reference.checkpoints.bundle import read_json
 from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.files import read_json
 
 DEFAULTS_FILE = "defaults.json"
 KINDS: dict[str, type] = {

@@ -15,7 +15,6 @@ which are loaded only where they were made, or on trust), files that are not lis
 that are missing or differ. Reading it runs no code and needs neither torch nor numpy.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -27,7 +26,7 @@ from typing import Any
 from lumosx_rt.artifact.defaults import default_problems
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.errors import LumosXError, listing
-from lumosx_rt.reference.files import write_atomically
+from lumosx_rt.reference.files import sha256_of, write_atomically
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -246,8 +245,3 @@ def _names_in(folder: Path) -> list[str]:
         for name in [*files, *(d for d in folders if Path(root, d).is_symlink())]:
             names.append(Path(root, name).relative_to(folder).as_posix())
     return sorted(n for n in names if n not in (MANIFEST, *REPORTS))
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

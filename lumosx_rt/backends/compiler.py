@@ -15,9 +15,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from lumosx_rt.artifact import user_cache as cache
-from lumosx_rt.artifact.manifest import GRAPH, PACKAGE, PRECISIONS, sha256_of
+from lumosx_rt.artifact.manifest import GRAPH, PACKAGE, PRECISIONS
 from lumosx_rt.artifact.versions import versions
-from lumosx_rt.backends.eager.run import recast
 from lumosx_rt.backends.fp8_layers import layer_parity
 from lumosx_rt.backends.onnxruntime.providers import Provider
 from lumosx_rt.backends.tensorrt.checks import BACKEND as TENSORRT
@@ -33,9 +32,11 @@ from lumosx_rt.export.onnx.named_values import marked, name_marked
 from lumosx_rt.export.onnx.ops import QDQ_NODES, export_ops
 from lumosx_rt.kernels.qdq import PLAIN
 from lumosx_rt.reference.backbones.ops import Ops
+from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.mechanisms.lumosx.binding import VideoSize
+from lumosx_rt.reference.files import sha256_of
+from lumosx_rt.reference.scenes.video_size import VideoSize
 
 BACKENDS = ("auto", "onnxruntime", "torch", TENSORRT_RTX, TENSORRT)
 DEVICES = ("auto", "cpu", "cuda")

@@ -22,7 +22,7 @@ from lumosx_rt.kernels.qdq import quantize, weight_scale
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError, listing
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
-from lumosx_rt.reference.sampling.denoise import relative_error
+from lumosx_rt.reference.metrics import relative_error
 
 PRODUCT_GATE = 1e-6
 LAYOUT = "2x3x9+1+2.1"  # of the call that is looked into

@@ -18,9 +18,9 @@ from lumosx_rt.export.program import LIMITS
 from lumosx_rt.reference.checkpoints.bundle import find_bundle
 from lumosx_rt.reference.encoders.umt5 import VideoAutoencoder, load_vae
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.mechanisms.lumosx.binding import VideoSize
 from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy
 from lumosx_rt.reference.scenes.images import to_unit
+from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.world import draw
 from lumosx_rt.reference.world.scenes import scene_of
 from lumosx_rt.reference.world.story import Story

@@ -36,8 +36,8 @@ from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.checkpoints.bundle import find_bundle
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import write_atomically
-from lumosx_rt.reference.mechanisms.lumosx.binding import VideoSize
-from lumosx_rt.reference.sampling.denoise import peak_memory_bytes
+from lumosx_rt.reference.scenes.video_size import VideoSize
+from lumosx_rt.runtime.memory import peak_memory_bytes
 
 MAX_REFERENCES = 16
 STAGES = "stages.json"

@@ -70,7 +70,7 @@ def video_size(
     defaults: dict[str, Any], frames: int | None, height: int | None, width: int | None
 ) -> Any:
     """A `VideoSize` in pixels; what is not given is the default's."""
-    from lumosx_rt.reference.mechanisms.lumosx.binding import VideoSize
+    from lumosx_rt.reference.scenes.video_size import VideoSize
 
     given = {"frames": frames, "height": height, "width": width}
     return VideoSize(**{k: defaults[k] if v is None else v for k, v in given.items()})
@@ -79,7 +79,7 @@ def video_size(
 def largest_size(size: str | None) -> Any:
     """A `VideoSize` from text like 81x480x832; None from None. Raises LumosXError."""
     from lumosx_rt.reference.errors import LumosXError
-    from lumosx_rt.reference.mechanisms.lumosx.binding import VideoSize
+    from lumosx_rt.reference.scenes.video_size import VideoSize
 
     if size is None:
         return None

@@ -8,10 +8,10 @@ from lumosx_rt.artifact.report import read_report
 from lumosx_rt.reference.checkpoints.bundle import COMPONENTS, find_bundle
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import replacing
-from lumosx_rt.reference.mechanisms.lumosx.binding import VideoSize
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.scenes.folder import SCENE_FILE
 from lumosx_rt.reference.scenes.scene import Scene
+from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.scenes.words import clean_text
 
 

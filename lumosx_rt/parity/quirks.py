@@ -16,9 +16,10 @@ import torch
 
 from lumosx_rt.backends.gates import ROUNDED_GATE
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.sampling.denoise import Request, relative_error
-from lumosx_rt.reference.sampling.flow import initial_noise
+from lumosx_rt.reference.metrics import relative_error
 from lumosx_rt.reference.sampling.inputs import Backend, Inputs, guided_inputs
+from lumosx_rt.reference.sampling.request import Request
+from lumosx_rt.reference.sampling.solvers import initial_noise
 
 Undone = Callable[[Request, Inputs, int], Inputs | None]
 

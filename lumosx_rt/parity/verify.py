@@ -13,7 +13,7 @@ from lumosx_rt.artifact import certificate
 from lumosx_rt.artifact.manifest import CALIBRATION, GRAPH, PICTURE
 from lumosx_rt.artifact.report import write_report
 from lumosx_rt.artifact.source import source_of
-from lumosx_rt.backends.eager.run import EagerBackend, recast
+from lumosx_rt.backends.eager.run import EagerBackend
 from lumosx_rt.backends.eager.simulated import SimulatedBackend
 from lumosx_rt.backends.fp8_layers import layer_parity
 from lumosx_rt.backends.gates import FORWARD_GATES, GATES, ROUNDED_GATE, ROUNDING
@@ -21,15 +21,17 @@ from lumosx_rt.calibration.calibration_file import Calibration, read_calibration
 from lumosx_rt.export.program import model_inputs
 from lumosx_rt.parity.comparison import comparison_picture
 from lumosx_rt.parity.quirks import check_quirks
+from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import replacing
-from lumosx_rt.reference.mechanisms.lumosx.binding import VideoSize
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.metrics import peak_signal_to_noise, relative_error
 from lumosx_rt.reference.sampling import denoise as runtime
-from lumosx_rt.reference.sampling.denoise import Request, relative_error
 from lumosx_rt.reference.sampling.inputs import Backend, Inputs
+from lumosx_rt.reference.sampling.request import Request
 from lumosx_rt.reference.scenes.scene import Reference, Scene, Subject
+from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.world.judge import ssim
 from lumosx_rt.runtime.engine import Engine
 
@@ -273,12 +275,6 @@ def compare(
         "control_relative_error": control,
     }
     return told, pair
-
-
-def peak_signal_to_noise(actual: np.ndarray, expected: np.ndarray) -> float | None:
-    """PSNR in dB of 8-bit frames; None where they are identical."""
-    error = np.mean((actual.astype(np.float64) - expected.astype(np.float64)) ** 2)
-    return None if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 def builtin_scenes() -> list[Scene]:

@@ -24,17 +24,19 @@ from lumosx_rt.reference.encoders.umt5 import (
     load_text_encoder,
     load_vae,
 )
-from lumosx_rt.reference.errors import LumosXError, listing
-from lumosx_rt.reference.mechanisms.lumosx.binding import NEGATIVE_PROMPT, VideoSize, bind
+from lumosx_rt.reference.errors import LumosXError, NotFinite, listing
+from lumosx_rt.reference.mechanisms.lumosx.binding import bind
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.sampling import denoise as runtime
-from lumosx_rt.reference.sampling.denoise import Request, Video
-from lumosx_rt.reference.sampling.flow import SamplerState
 from lumosx_rt.reference.sampling.inputs import Backend, Inputs
+from lumosx_rt.reference.sampling.request import Request
 from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy
+from lumosx_rt.reference.sampling.solvers import SamplerState
 from lumosx_rt.reference.scenes.scene import Scene
+from lumosx_rt.reference.scenes.video_size import VideoSize
+from lumosx_rt.reference.scenes.words import NEGATIVE_PROMPT
 from lumosx_rt.runtime import diagnosis, memory
-from lumosx_rt.runtime.guards import Health, NotFinite, check_binding
+from lumosx_rt.runtime.guards import Health, check_binding
 from lumosx_rt.runtime.memory import Job, MemoryPlan, held_at_load, parse_bytes
 from lumosx_rt.runtime.request_cache import (
     REMEMBERED_BYTES,
@@ -43,6 +45,7 @@ from lumosx_rt.runtime.request_cache import (
     RememberingVae,
 )
 from lumosx_rt.runtime.streaming import Event, preview_of
+from lumosx_rt.runtime.video import Video
 
 if TYPE_CHECKING:
     from lumosx_rt.runtime.service import Service

@@ -8,7 +8,7 @@ from typing import Any
 from lumosx_rt.drawing.contact_sheet import contact_sheet
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import replacing
-from lumosx_rt.reference.sampling.flow import SamplerState
+from lumosx_rt.reference.sampling.solvers import SamplerState
 from lumosx_rt.reference.scenes.folder import SCENE_FILE
 from lumosx_rt.reference.scenes.scene import Scene
 from lumosx_rt.runtime.engine import Engine

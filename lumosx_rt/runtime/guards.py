@@ -12,20 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import Flat, NotFinite
 from lumosx_rt.reference.mechanisms.lumosx.binding import Binding
 
 FLAT = 0.5  # standard deviation in 8-bit levels below which a video shows nothing
 FLAT_LATENTS = 1e-4  # the same of latents, where ordinary pictures have about 1
-VERIFY = "Check the engine with `lumosx-rt verify`"
-
-
-class NotFinite(LumosXError):
-    """NaN or infinity where a video should arise. The message names the step and the place."""
-
-
-class Flat(LumosXError):
-    """A video, or latents, of one colour."""
 
 
 @dataclass

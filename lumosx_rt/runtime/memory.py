@@ -30,9 +30,9 @@ from pathlib import Path
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.encoders import tiled_decode as tiles
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.mechanisms.lumosx.binding import VideoSize
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy
+from lumosx_rt.reference.scenes.video_size import VideoSize
 
 Tile = tuple[int, int]
 GIB = 2**30
@@ -247,7 +247,7 @@ def resident_bytes() -> int:
         pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
         return pages * resource.getpagesize()
     except (OSError, ImportError):
-        from lumosx_rt.reference.sampling.denoise import peak_memory_bytes
+        pass
 
         return peak_memory_bytes()
 
@@ -255,3 +255,12 @@ def resident_bytes() -> int:
 def held_at_load() -> int:
     """What the process holds, with the libraries that come with the encoders."""
     return resident_bytes() + (0 if "diffusers" in sys.modules else LIBRARIES_BYTES)
+
+
+def peak_memory_bytes() -> int:
+    """Most memory this process has held so far."""
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) * (1 if sys.platform == "darwin" else 1024)

@@ -20,12 +20,12 @@ from typing import Unpack
 
 from torch import Tensor
 
-from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.sampling.denoise import Request, Video
-from lumosx_rt.reference.sampling.flow import SamplerState
+from lumosx_rt.reference.errors import LumosXError, NotFinite
+from lumosx_rt.reference.sampling.request import Request
+from lumosx_rt.reference.sampling.solvers import SamplerState
 from lumosx_rt.reference.scenes.scene import Scene
 from lumosx_rt.runtime.engine import Engine, Settings
-from lumosx_rt.runtime.guards import NotFinite
+from lumosx_rt.runtime.video import Video
 
 DECODING = 2  # requests that may wait for the decoder: latents are small, and it should not idle
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lumosx_rt.reference.encoders.umt5 import VideoAutoencoder
-from lumosx_rt.reference.sampling.denoise import Video
+from lumosx_rt.runtime.video import Video
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,11 @@ from torch import Tensor
 from lumosx_rt.reference.backbones.config import PATCH, LumosXConfig
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.checkpoints import key_names as keymaps
-from lumosx_rt.reference.checkpoints.bundle import Bundle, Component, find_bundle, read_json
+from lumosx_rt.reference.checkpoints.bundle import Bundle, Component, find_bundle
 from lumosx_rt.reference.checkpoints.sizes import transformer_config
 from lumosx_rt.reference.checkpoints.state import State, assign, open_state
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.files import read_json
 from lumosx_rt.reference.mechanisms.lumosx.layout import ROPE_TABLE
 
 if TYPE_CHECKING:

@@ -8,20 +8,18 @@ Also a transformer alone. Paths only; no tensors are read and torch is not impor
 """
 
 import hashlib
-import json
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.files import read_json
 
 COMPONENTS = ("transformer", "text_encoder", "tokenizer", "vae")
 _T5_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 _VAE_FILES = ("vae.pth", "Wan2.1_VAE.pth")
 _TORCH = (".pt", ".pth", ".bin")
 _READ_BYTES = 1 << 22
-_JSON_LIMIT_BYTES = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -117,19 +115,6 @@ def find_bundle(path: str | Path) -> Bundle:
     else:
         kind = "transformer"
     return Bundle(kind, root, transformer, text_encoder, tokenizer, vae)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from an untrusted file. Raises LumosXError if it is not one."""
-    try:
-        if path.stat().st_size > _JSON_LIMIT_BYTES:
-            raise LumosXError(f"{path}: over {_JSON_LIMIT_BYTES} bytes, not read")
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise LumosXError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise LumosXError(f"{path}: a JSON object is expected, not a {type(found).__name__}")
-    return found
 
 
 def _first(root: Path, folder: str, *files: str) -> Component | None:

@@ -12,9 +12,9 @@ from typing import Any
 import safetensors
 from torch import Tensor, nn
 
-from lumosx_rt.reference.checkpoints.bundle import read_json
 from lumosx_rt.reference.checkpoints.torch_zip import DTYPES, read_torch_file
 from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.files import read_json
 
 
 class State(Mapping[str, Tensor]):

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from lumosx_rt.reference.checkpoints import key_names as keymaps
-from lumosx_rt.reference.checkpoints.bundle import Component, read_json
+from lumosx_rt.reference.checkpoints.bundle import Component
 from lumosx_rt.reference.checkpoints.sizes import t5_sizes, vae_sizes
 from lumosx_rt.reference.checkpoints.state import State, assign, open_state
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.files import read_json
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.scenes.images import open_regular
+from lumosx_rt.reference.files import open_regular
 
 CODECS = ("h264", "hevc", "av1", "vp9", "mpeg4", "mjpeg")
 MAX_FILE_BYTES = 4 << 30

@@ -24,7 +24,8 @@ from typing import Any, Literal
 from PIL import Image
 
 from lumosx_rt.reference.errors import LumosXError, listing
-from lumosx_rt.reference.scenes.images import MAX_FILE_BYTES, open_regular
+from lumosx_rt.reference.files import open_regular
+from lumosx_rt.reference.scenes.images import MAX_FILE_BYTES
 
 Order = Literal["stable", "listing"] | Callable[[list[str]], Iterable[str]]
 Script = Literal["subject", "face"]

@@ -8,17 +8,17 @@ white first. `alpha="drop"` is the release.
 """
 
 import os
-import stat
 import warnings
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.files import open_regular
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_FILE_BYTES = 64 << 20
@@ -38,32 +38,6 @@ _UPRIGHT = {
 }
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB")
 _MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
-
-
-def open_regular(path: str | os.PathLike[str], max_bytes: int, what: str) -> BinaryIO:
-    """Opens a regular file of at most `max_bytes`; `what` names it in messages.
-
-    A pipe or a device is refused without waiting for it. Raises LumosXError.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise LumosXError(f"{what} '{os.fspath(path)}' cannot be opened: {reason}") from error
-    status = os.fstat(descriptor)
-    problem = None
-    if stat.S_ISDIR(status.st_mode):
-        problem = "is a folder, not a file"
-    elif not stat.S_ISREG(status.st_mode):
-        problem = "is a pipe or a device, not a file"
-    elif status.st_size == 0:
-        problem = "is empty (0 bytes); write it again"
-    elif status.st_size > max_bytes:
-        problem = f"has {status.st_size:,} bytes, at most {max_bytes:,} are read; make it smaller"
-    if problem:
-        os.close(descriptor)
-        raise LumosXError(f"{what} '{os.fspath(path)}' {problem}")
-    return os.fdopen(descriptor, "rb")
 
 
 def load_image(path: str | os.PathLike[str], *, exif: bool = True) -> Image.Image:

@@ -18,7 +18,8 @@ from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.mechanisms.lumosx.binding import word_template
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.mechanisms.lumosx.structure import Structure, structure_of
-from lumosx_rt.reference.sampling.flow import TIMES, shift_time
+from lumosx_rt.reference.sampling.flow import shift_time
+from lumosx_rt.reference.sampling.schedules import TIMES
 from lumosx_rt.reference.training.latents import Example, LatentCache
 from lumosx_rt.reference.training.recipe import Recipe, Stage
 

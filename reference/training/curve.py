@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.training.latents import replacing
+from lumosx_rt.reference.files import replacing
 
 WIDTH, HEIGHT, MARGIN = 960, 480, 56  # pixels
 GREY, PALE, BLUE = "#777777", "#b8cbe6", "#1f4e9c"

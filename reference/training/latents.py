@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,6 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lumosx_rt.reference.checkpoints.bundle import read_json
 from lumosx_rt.reference.encoders.umt5 import (
     TextEncoder,
     VideoAutoencoder,
@@ -28,9 +26,12 @@ from lumosx_rt.reference.encoders.umt5 import (
     load_vae,
 )
 from lumosx_rt.reference.errors import LumosXError, listing
-from lumosx_rt.reference.mechanisms.lumosx.binding import NEGATIVE_PROMPT, VideoSize, word_masks
+from lumosx_rt.reference.files import read_json, replacing
+from lumosx_rt.reference.mechanisms.lumosx.binding import word_masks
 from lumosx_rt.reference.scenes.images import to_unit
 from lumosx_rt.reference.scenes.scene import Scene
+from lumosx_rt.reference.scenes.video_size import VideoSize
+from lumosx_rt.reference.scenes.words import NEGATIVE_PROMPT
 from lumosx_rt.reference.training.augment import augment_scene
 from lumosx_rt.reference.training.recipe import AugmentedSource, Recipe, Source
 
@@ -320,20 +321,6 @@ def _write_shard(k: int) -> int:
 
 
 # -- files ----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which takes its place once the block has finished."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _shards(folder: Path, examples: int, shard_examples: int) -> list[Path]:

@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.files import replacing
 from lumosx_rt.reference.sampling.flow import training_loss
 from lumosx_rt.reference.training.batches import Batch, batch_at
 from lumosx_rt.reference.training.budget import plan
-from lumosx_rt.reference.training.latents import LatentCache, prepare_caches, replacing
+from lumosx_rt.reference.training.latents import LatentCache, prepare_caches
 from lumosx_rt.reference.training.optimizer import Average, Optimizer, ema_decay, initialise
 from lumosx_rt.reference.training.precision import trainable
 from lumosx_rt.reference.training.recipe import Recipe

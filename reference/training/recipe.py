@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.errors import LumosXError, listing
-from lumosx_rt.reference.mechanisms.lumosx.binding import VideoSize
 from lumosx_rt.reference.scenes.scene import Scene
+from lumosx_rt.reference.scenes.video_size import VideoSize
 
 Relations = Literal["full", "lone", "lone-interleaved"]
 TimeSampling = Literal["uniform", "integer", "logit-normal"]

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lumosx_rt.reference.errors import LumosXError, listing
-from lumosx_rt.reference.mechanisms.lumosx.binding import VideoSize
 from lumosx_rt.reference.scenes.clips import read_clip
 from lumosx_rt.reference.scenes.scene import Scene
+from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.training.recipe import Source
 
 __all__ = ["FolderSource", "Source"]

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lumosx_rt.backends.eager.run import recast
 from lumosx_rt.calibration.observe import Observer, merged, observe, weight_amax
 from lumosx_rt.calibration.samples import moments_of, velocity_of, walk
 from lumosx_rt.calibration.scheme import centred
 from lumosx_rt.calibration.sites import is_attention, operands_of, sites_of
 from lumosx_rt.reference.backbones import ops
+from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.errors import LumosXError
 from tests.calibration import toys
 

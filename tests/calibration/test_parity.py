@@ -118,7 +118,7 @@ def test_the_model_is_as_it_was_afterwards():
     ids=str,
 )
 def test_a_whole_model_in_fp8_is_close_but_not_equal(scheme, dtype):
-    from lumosx_rt.backends.eager.run import recast
+    from lumosx_rt.reference.backbones.precision import recast
 
     model = recast(toys.model(), dtype)
     document = toys.calibration(scheme)

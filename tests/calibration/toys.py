@@ -11,8 +11,9 @@ from lumosx_rt.calibration.scheme import Scheme
 from lumosx_rt.calibration.sites import sites_of
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.mechanisms.lumosx.binding import Binding, VideoSize
+from lumosx_rt.reference.mechanisms.lumosx.binding import Binding
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.scenes.video_size import VideoSize
 
 CONFIG = LumosXConfig(dim=32, ffn_dim=64, num_heads=2, num_layers=2, text_dim=16, text_len=12)
 SAMPLING = Sampling(VideoSize(5, 32, 48), steps=4, shift=3.0, guidance=1.0, bins=2)

@@ -9,8 +9,8 @@ from PIL import Image
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.encoders.random import random_components
 from lumosx_rt.reference.encoders.umt5 import TextEncoder, VideoAutoencoder
-from lumosx_rt.reference.mechanisms.lumosx.binding import VideoSize
 from lumosx_rt.reference.scenes.scene import Reference, Scene, Subject
+from lumosx_rt.reference.scenes.video_size import VideoSize
 
 SIZE = VideoSize(frames=5, height=32, width=48)
 CONFIG = LumosXConfig(dim=24, ffn_dim=48, num_heads=2, num_layers=3, text_dim=64, text_len=48)

@@ -32,16 +32,3 @@ class EagerBackend:
     def describe(self) -> dict[str, str]:
         where = str(self.model.head.head.weight.device)
         return {"backend": "eager", "device": where, "torch": torch.__version__}
-
-
-def recast(model: LumosX, dtype: torch.dtype, device: str = "cpu") -> LumosX:
-    """A copy of a model with linears and attention in `dtype`; what is released in float32 stays.
-
-    Weights that keep dtype and device are shared with the model, which stays as it was.
-    """
-    with torch.device("meta"):
-        copy = LumosX(model.config, dtype)
-    wanted = {name: parameter.dtype for name, parameter in copy.named_parameters()}
-    weights = {name: x.to(device, wanted[name]) for name, x in model.state_dict().items()}
-    copy.load_state_dict(weights, assign=True)
-    return copy.to(device).eval().requires_grad_(False)

@@ -23,7 +23,7 @@ from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.program import AXES
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.mechanisms.lumosx.binding import VideoSize
+from lumosx_rt.reference.scenes.video_size import VideoSize
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx"]
 PROVIDERS: tuple[str, ...] = get_args(Provider)

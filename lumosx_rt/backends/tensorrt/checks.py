@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from lumosx_rt.artifact import user_cache as cache
-from lumosx_rt.artifact.manifest import PLAN, Manifest, sha256_of
+from lumosx_rt.artifact.manifest import PLAN, Manifest
 from lumosx_rt.backends.torch.checks import device_facts
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.files import sha256_of
 
 BACKEND = "tensorrt"
 _INSTEAD = "without it, take --backend torch, which is for the same GPUs, or onnxruntime"

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lumosx_rt.artifact import user_cache as cache
-from lumosx_rt.artifact.manifest import PLAN, sha256_of
+from lumosx_rt.artifact.manifest import PLAN
 from lumosx_rt.artifact.versions import versions
-from lumosx_rt.backends.eager.run import recast
 from lumosx_rt.backends.onnxruntime.providers import Provider
 from lumosx_rt.backends.tensorrt.checks import (
     BACKEND,
@@ -27,10 +26,12 @@ from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.tensorrt.plan import Report, build_plan
 from lumosx_rt.export.tensorrt.variants import CLASSIC, plugin_nodes
 from lumosx_rt.parity.verify import FORWARD_CASES
+from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.mechanisms.lumosx.binding import VideoSize
+from lumosx_rt.reference.files import sha256_of
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.scenes.video_size import VideoSize
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from lumosx_rt.artifact import user_cache as cache
-from lumosx_rt.artifact.manifest import PLAN, Manifest, buckets_of, plan_of, sha256_of
+from lumosx_rt.artifact.manifest import PLAN, Manifest, buckets_of, plan_of
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.files import sha256_of
 
 BACKEND = "tensorrt-rtx"
 

@@ -17,9 +17,8 @@ from typing import Any, ClassVar
 import torch
 
 from lumosx_rt.artifact import user_cache as cache
-from lumosx_rt.artifact.manifest import PLAN, plan_of, sha256_of
+from lumosx_rt.artifact.manifest import PLAN, plan_of
 from lumosx_rt.artifact.versions import versions
-from lumosx_rt.backends.eager.run import recast
 from lumosx_rt.backends.tensorrt_rtx.checks import BACKEND, import_tensorrt_rtx
 from lumosx_rt.backends.tensorrt_rtx.fp8 import Job, fp8_jobs, widened
 from lumosx_rt.calibration.apply.graph import check_carriable
@@ -28,9 +27,11 @@ from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.program import LIMITS
 from lumosx_rt.export.tensorrt.plan import Report, attention_sites, build_plan
 from lumosx_rt.parity.verify import forward_parity
+from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.mechanisms.lumosx.binding import VideoSize
+from lumosx_rt.reference.files import sha256_of
+from lumosx_rt.reference.scenes.video_size import VideoSize
 
 TARGETS = ("sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 USUAL_TARGETS = ("sm_89", "sm_120")

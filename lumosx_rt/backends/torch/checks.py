@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from lumosx_rt.artifact import user_cache as cache
-from lumosx_rt.artifact.manifest import PACKAGE, Manifest, sha256_of
+from lumosx_rt.artifact.manifest import PACKAGE, Manifest
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.files import sha256_of
 
 _REBUILD = "build it again: lumosx-rt build CHECKPOINT -o {folder} --backend torch --force"
 

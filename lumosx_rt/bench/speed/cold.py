@@ -51,8 +51,8 @@ def main(words: str) -> None:
     import torch
 
     from lumosx_rt.parity.verify import builtin_scenes
-    from lumosx_rt.reference.sampling.denoise import peak_memory_bytes
     from lumosx_rt.runtime.engine import load
+    from lumosx_rt.runtime.memory import peak_memory_bytes
 
     reached("imported")
     engine = load(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lumosx_rt.artifact.certificate import standing
-from lumosx_rt.artifact.manifest import MANIFEST, sha256_of
+from lumosx_rt.artifact.manifest import MANIFEST
 from lumosx_rt.artifact.source import source_of
 from lumosx_rt.backends.onnxruntime.providers import Provider
 from lumosx_rt.bench.folder import append_line, claim, whole_lines
@@ -26,7 +26,7 @@ from lumosx_rt.bench.speed.measure import Extent, Row, Subject, cases, ceiling, 
 from lumosx_rt.bench.speed.page import as_text, draw_page
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.files import replacing, write_atomically
+from lumosx_rt.reference.files import replacing, sha256_of, write_atomically
 from lumosx_rt.runtime.engine import SAMPLING, load
 
 ROWS_FILE, SUMMARY_FILE, PAGE_FILE = "rows.jsonl", "summary.json", "speed.png"

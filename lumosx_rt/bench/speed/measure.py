@@ -29,11 +29,12 @@ from lumosx_rt.parity.verify import builtin_scenes
 from lumosx_rt.reference.backbones import cost as roofline
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.mechanisms.lumosx.binding import NEGATIVE_PROMPT, VideoSize
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
-from lumosx_rt.reference.sampling.denoise import relative_error
+from lumosx_rt.reference.metrics import relative_error
 from lumosx_rt.reference.sampling.inputs import Backend, Inputs
 from lumosx_rt.reference.scenes.scene import Scene
+from lumosx_rt.reference.scenes.video_size import VideoSize
+from lumosx_rt.reference.scenes.words import NEGATIVE_PROMPT
 from lumosx_rt.runtime.engine import Engine
 
 Row = dict[str, Any]

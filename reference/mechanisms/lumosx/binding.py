@@ -15,50 +15,8 @@ from lumosx_rt.reference.encoders.umt5 import TextEncoder, VideoAutoencoder
 from lumosx_rt.reference.errors import LumosXError, listing
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.scenes.scene import Scene
-
-TIME_FACTOR, SPACE_FACTOR = 4, 8  # pixels per latent of the Wan2.1 VAE
-
-# The fixed negative prompt of the Wan2.1 configuration.
-NEGATIVE_PROMPT = (
-    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，"
-    "低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，"
-    "毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
-)
-
-
-@dataclass(frozen=True)
-class VideoSize:
-    """Size of a video in pixels; frames are 1 + 4k, height and width multiples of 8."""
-
-    frames: int = 81
-    height: int = 480
-    width: int = 832
-
-    def __post_init__(self) -> None:
-        problems = []
-        if self.frames < 1 or self.frames % TIME_FACTOR != 1:
-            near = max(self.frames - 1, 0) // TIME_FACTOR * TIME_FACTOR + 1
-            problems.append(
-                f"frames must be 1 + 4k, got {self.frames}; the nearest below is {near}"
-            )
-        for name in ("height", "width"):
-            value = getattr(self, name)
-            if value < SPACE_FACTOR or value % SPACE_FACTOR:
-                problems.append(f"{name} must be a multiple of {SPACE_FACTOR}, got {value}")
-        if problems:
-            raise LumosXError(listing("video size", problems))
-
-    @property
-    def latent(self) -> tuple[int, int, int]:
-        """Latent frames, rows and columns."""
-        frames = (self.frames - 1) // TIME_FACTOR + 1
-        return frames, self.height // SPACE_FACTOR, self.width // SPACE_FACTOR
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        """Latent frames, token rows and token columns: the sizes of a layout."""
-        frames, rows, columns = self.latent
-        return frames, -(-rows // 2), -(-columns // 2)
+from lumosx_rt.reference.scenes.video_size import VideoSize
+from lumosx_rt.reference.scenes.words import NEGATIVE_PROMPT
 
 
 @dataclass(frozen=True)

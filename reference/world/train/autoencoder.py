@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lumosx_rt.reference.encoders.single_frame import planar
-from lumosx_rt.reference.training.latents import replacing
+from lumosx_rt.reference.files import replacing
 from lumosx_rt.reference.world.train.pictures import Pictures
 
 LATENT_NOISE = 0.1

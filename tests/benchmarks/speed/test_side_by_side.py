@@ -24,7 +24,7 @@ from benchmarks.speed.variants import BASELINE, VARIANTS, WAN, Judge, Variant, b
 from lumosx_rt.backends.eager.run import EagerBackend  # noqa: E402
 from lumosx_rt.reference.backbones.config import LumosXConfig  # noqa: E402
 from lumosx_rt.reference.backbones.wan import LumosX  # noqa: E402
-from lumosx_rt.reference.sampling.denoise import relative_error  # noqa: E402
+from lumosx_rt.reference.metrics import relative_error  # noqa: E402
 from tests.reference.test_golden import INDEX, ModelCase  # noqa: E402
 
 SMALL = Size(

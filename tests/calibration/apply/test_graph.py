@@ -15,7 +15,7 @@ from lumosx_rt.calibration.sites import is_attention, sites_of
 from lumosx_rt.kernels.qdq import PLAIN
 from lumosx_rt.reference.backbones.ops import REFERENCE
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.sampling.denoise import relative_error
+from lumosx_rt.reference.metrics import relative_error
 from tests.calibration import toys
 from tests.calibration.parity import e4m3
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lumosx_rt.backends.eager.run import recast
 from lumosx_rt.calibration.apply.kernels import on_kernels
 from lumosx_rt.calibration.samples import moments_of, velocity_of
 from lumosx_rt.calibration.scheme import Scheme
 from lumosx_rt.kernels.linear_fp8 import GeluQuantize, LinearFp8
+from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.sampling.denoise import relative_error
+from lumosx_rt.reference.metrics import relative_error
 from tests.calibration import toys
 
 HOPPER = (9, 0)

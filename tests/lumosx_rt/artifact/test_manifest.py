@@ -21,11 +21,11 @@ from lumosx_rt.artifact.manifest import (
     path_problems,
     read_manifest,
     record_files,
-    sha256_of,
     write_atomically,
 )
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.files import sha256_of
 
 GRAPH, DATA, TOKENIZER = (
     "transformer/model.onnx",

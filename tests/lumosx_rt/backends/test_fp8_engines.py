@@ -25,7 +25,7 @@ from lumosx_rt.parity.verify import ROUNDED_GATE, builtin_scenes, verify
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
-from lumosx_rt.reference.sampling.denoise import relative_error
+from lumosx_rt.reference.metrics import relative_error
 from lumosx_rt.reference.sampling.inputs import Inputs
 from tests.conftest import built
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lumosx_rt.artifact.manifest import read_manifest, sha256_of
+from lumosx_rt.artifact.manifest import read_manifest
 from lumosx_rt.artifact.report import write_report
 from lumosx_rt.bench.speed import cold
 from lumosx_rt.bench.speed import command as speed_command
@@ -30,6 +30,7 @@ from lumosx_rt.cli.bench import bench
 from lumosx_rt.drawing import charts
 from lumosx_rt.parity.verify import builtin_scenes
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.files import sha256_of
 from lumosx_rt.runtime.engine import Engine
 
 SETTINGS = {"steps": 2, "shift": 3.0, "guidance": 5.0}

@@ -70,7 +70,7 @@ def test_the_command_writes_what_it_says(run, place, done, tmp_path):
 
 
 def find_bins():
-    from lumosx_rt.reference.sampling.flow import Schedule
+    from lumosx_rt.reference.sampling.schedules import Schedule
 
     times = Schedule.released(4, 3.0).times.tolist()
     return [[times[0], times[1]], [times[2], times[3]]]

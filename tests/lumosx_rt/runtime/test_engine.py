@@ -17,8 +17,8 @@ import lumosx_rt as rt
 from lumosx_rt.parity.verify import builtin_scenes
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.mechanisms.lumosx.binding import NEGATIVE_PROMPT
 from lumosx_rt.reference.scenes.scene import Reference, Scene, Subject
+from lumosx_rt.reference.scenes.words import NEGATIVE_PROMPT
 from tests.helpers import oracle
 
 SIZE = rt.VideoSize(5, 32, 48)  # 2 x 2 x 3 tokens

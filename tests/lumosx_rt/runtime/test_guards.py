@@ -15,9 +15,10 @@ from lumosx_rt.backends.eager.run import EagerBackend
 from lumosx_rt.parity.verify import builtin_scenes
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.wan import LumosX
+from lumosx_rt.reference.errors import Flat, NotFinite
 from lumosx_rt.reference.sampling import denoise as runtime
 from lumosx_rt.runtime import diagnosis
-from lumosx_rt.runtime.guards import Flat, Health, NotFinite, latents_are_flat
+from lumosx_rt.runtime.guards import Health, latents_are_flat
 
 NONE, ONE, TWO = builtin_scenes()
 SIZE = rt.VideoSize(5, 32, 48)

@@ -21,8 +21,10 @@ from lumosx_rt.parity.verify import builtin_scenes
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.ops import QKV, Ops, self_attention
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.sampling.denoise import Request, calls_of, denoise, relative_error
+from lumosx_rt.reference.metrics import relative_error
+from lumosx_rt.reference.sampling.denoise import calls_of, denoise
 from lumosx_rt.reference.sampling.inputs import Inputs
+from lumosx_rt.reference.sampling.request import Request
 from lumosx_rt.reference.sampling.shortcuts import Lossy
 from lumosx_rt.runtime import memory
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.sampling import flow
-from lumosx_rt.reference.sampling.flow import Schedule
+from lumosx_rt.reference.sampling.schedules import Schedule
 
 SHAPE = (4, 2, 3, 5)
 

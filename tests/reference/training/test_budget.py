@@ -7,7 +7,7 @@ import pytest
 
 from lumosx_rt.reference.backbones.config import PRESETS, LumosXConfig
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.mechanisms.lumosx.binding import VideoSize
+from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.training import budget as planning
 from lumosx_rt.reference.training.batches import batch_at
 from lumosx_rt.reference.training.latents import build_cache

@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.mechanisms.lumosx.binding import NEGATIVE_PROMPT, VideoSize, bind
+from lumosx_rt.reference.mechanisms.lumosx.binding import bind
 from lumosx_rt.reference.scenes.clips import read_clip, write_clip
+from lumosx_rt.reference.scenes.video_size import VideoSize
+from lumosx_rt.reference.scenes.words import NEGATIVE_PROMPT
 from lumosx_rt.reference.training.augment import augment_scene
 from lumosx_rt.reference.training.latents import LatentCache, build_cache
 from lumosx_rt.reference.training.recipe import AugmentedSource

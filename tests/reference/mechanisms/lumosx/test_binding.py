@@ -15,16 +15,11 @@ from hypothesis import strategies as st
 from lumosx_rt.reference.encoders import random as tiny
 from lumosx_rt.reference.encoders.umt5 import TextEncoder, VideoAutoencoder
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.mechanisms.lumosx.binding import (
-    NEGATIVE_PROMPT,
-    Binding,
-    VideoSize,
-    bind,
-    word_masks,
-    word_template,
-)
+from lumosx_rt.reference.mechanisms.lumosx.binding import Binding, bind, word_masks, word_template
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.scenes.scene import Reference, Scene, Subject
+from lumosx_rt.reference.scenes.video_size import VideoSize
+from lumosx_rt.reference.scenes.words import NEGATIVE_PROMPT
 from tests.helpers import oracle
 
 SAMPLES = Path(__file__).parents[4] / "samples"

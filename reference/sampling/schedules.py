@@ -1,0 +1,30 @@
+"""Noise levels: which sigma and which time every solver step has."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lumosx_rt.reference.errors import LumosXError
+
+TIMES = 1000
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The released noise levels.
+
+    sigmas: float32 [steps + 1], falling from 1 to 0. times: int64 [steps], what the network is
+    told: 1000 * sigma in float64, truncated.
+    """
+
+    sigmas: NDArray[np.float32]
+    times: NDArray[np.int64]
+
+    @classmethod
+    def released(cls, steps: int = 50, shift: float = 8.0) -> "Schedule":
+        if steps != int(steps) or steps < 1 or not 0 < shift < float("inf"):
+            raise LumosXError(f"schedule: needs steps >= 1 and shift > 0, got {steps} and {shift}")
+        tau = 1.0 - np.arange(steps, dtype=np.float64) / steps
+        sigmas = shift * tau / (1.0 + (shift - 1.0) * tau)
+        return cls(np.append(sigmas, 0.0).astype(np.float32), (TIMES * sigmas).astype(np.int64))
