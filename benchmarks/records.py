@@ -6,7 +6,7 @@ from typing import Any
 
 import psutil
 
-from lumosx_rt.bench.machine import machine
+from lumosx_rt.bench.common.machine import machine
 from lumosx_rt.reference.files import write_atomically
 
 

@@ -29,7 +29,7 @@ from lumosx_rt.reference.errors import LumosXError, listing
 from lumosx_rt.reference.files import replacing
 
 if TYPE_CHECKING:
-    from lumosx_rt.calibration.apply.simulate import Simulation
+    from lumosx_rt.calibration.simulate import Simulation
 
 FORMAT = 1
 LIMIT_BYTES = 1 << 26
@@ -94,7 +94,7 @@ class Calibration:
 
     def simulation(self, model: LumosX) -> "Simulation":
         """For `running(self.quantized)`. Raises LumosXError where the model is another."""
-        from lumosx_rt.calibration.apply.simulate import Simulation
+        from lumosx_rt.calibration.simulate import Simulation
 
         self.check(model)
         return Simulation(model, Scheme(**self.scheme), self.scales)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.encoders.umt5 import TextEncoder, VideoAutoencoder
+from lumosx_rt.reference.encoders.umt5 import TextEncoder
+from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder
 from lumosx_rt.reference.errors import LumosXError, listing
 from lumosx_rt.reference.files import read_json
 from lumosx_rt.reference.mechanisms.lumosx.binding import Binding, bind

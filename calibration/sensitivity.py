@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lumosx_rt.calibration.apply.simulate import Simulation
 from lumosx_rt.calibration.samples import Example, Moment, velocity_of
+from lumosx_rt.calibration.simulate import Simulation
 
 Energies = dict[str, Any]
 """What JSON holds: "signal" [bins], and "sites": site -> "signal", "noise", "velocity" [bins]."""

@@ -125,7 +125,7 @@ def micro_bundle(surroundings, shared):
     from lumosx_rt.artifact.defaults import SMALL
     from lumosx_rt.artifact.source import random_transformer
     from lumosx_rt.reference.backbones.config import LumosXConfig
-    from lumosx_rt.reference.backbones.loading import save_bundle
+    from lumosx_rt.reference.backbones.saving import save_bundle
     from lumosx_rt.reference.encoders.random import random_components
 
     folder = shared / "micro-bundle"
@@ -316,7 +316,7 @@ def run():
 @pytest.fixture
 def scenes(tmp_path):
     """A folder of prompt folders: two good ones, and a bad one between them."""
-    from lumosx_rt.parity.verify import builtin_scenes
+    from lumosx_rt.reference.scenes.builtin import builtin_scenes
 
     _, one, two = builtin_scenes()
     root = tmp_path / "scenes"

@@ -21,11 +21,12 @@ import torch
 from numpy.typing import NDArray
 
 from lumosx_rt.backends.eager.run import EagerBackend
-from lumosx_rt.bench.makers import MakeClip
+from lumosx_rt.bench.common.makers import MakeClip
 from lumosx_rt.bench.quality.suite import Result, identity_of, run_suite
 from lumosx_rt.bench.quality.table import compare, summarise
 from lumosx_rt.reference.backbones.loading import load_transformer
-from lumosx_rt.reference.encoders.umt5 import load_text_encoder, load_vae
+from lumosx_rt.reference.encoders.umt5 import load_text_encoder
+from lumosx_rt.reference.encoders.wan_vae import load_vae
 from lumosx_rt.reference.files import write_atomically
 from lumosx_rt.reference.mechanisms.lumosx.binding import bind
 from lumosx_rt.reference.sampling.denoise import denoise

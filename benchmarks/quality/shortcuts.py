@@ -31,13 +31,13 @@ from benchmarks.sources import stamp  # noqa: E402
 from lumosx_rt.artifact.certificate import standing  # noqa: E402
 from lumosx_rt.artifact.manifest import MANIFEST  # noqa: E402
 from lumosx_rt.backends.onnxruntime.step_cache import CachingBackend  # noqa: E402
-from lumosx_rt.bench.folder import append_line, whole_lines  # noqa: E402
-from lumosx_rt.bench.machine import machine  # noqa: E402
-from lumosx_rt.bench.makers import Sampling  # noqa: E402
+from lumosx_rt.bench.common.folder import append_line, whole_lines  # noqa: E402
+from lumosx_rt.bench.common.machine import machine  # noqa: E402
+from lumosx_rt.bench.common.makers import Sampling  # noqa: E402
 from lumosx_rt.bench.quality.suite import Result, identity_of, run_suite  # noqa: E402
 from lumosx_rt.bench.quality.table import compare, summarise  # noqa: E402
+from lumosx_rt.bench.run import LISTS  # noqa: E402
 from lumosx_rt.bench.speed.times import ratio  # noqa: E402
-from lumosx_rt.cli.bench import LISTS  # noqa: E402
 from lumosx_rt.drawing.charts import frontier  # noqa: E402
 from lumosx_rt.drawing.typesetting import framed, stack  # noqa: E402
 from lumosx_rt.reference.errors import LumosXError  # noqa: E402

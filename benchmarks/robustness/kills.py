@@ -32,12 +32,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import lumosx_rt as rt
 from benchmarks.records import keep
 from lumosx_rt.artifact.source import random_transformer
+from lumosx_rt.bench.run import bench
 from lumosx_rt.builder import calibrate as calibrating
-from lumosx_rt.cli import train as training
-from lumosx_rt.cli.bench import bench
+from lumosx_rt.builder import train as training
 from lumosx_rt.export.onnx import graph
 from lumosx_rt.reference.backbones.config import LumosXConfig
-from lumosx_rt.reference.backbones.loading import save_bundle
+from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.encoders.random import random_components
 from lumosx_rt.reference.training.latents import build_cache
 from tests.helpers import toy

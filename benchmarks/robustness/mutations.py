@@ -84,7 +84,7 @@ def read_engine(folder: Path) -> None:
 
 
 def make_scene(folder: Path) -> None:
-    from lumosx_rt.parity.verify import builtin_scenes
+    from lumosx_rt.reference.scenes.builtin import builtin_scenes
 
     builtin_scenes()[2].save(folder)
 
@@ -108,7 +108,7 @@ def make_checkpoint(folder: Path) -> None:
 
     from lumosx_rt.artifact.source import random_transformer
     from lumosx_rt.reference.backbones.config import LumosXConfig
-    from lumosx_rt.reference.backbones.loading import save_bundle
+    from lumosx_rt.reference.backbones.saving import save_bundle
 
     config = LumosXConfig(dim=32, ffn_dim=64, num_heads=2, num_layers=1, text_dim=16, text_len=12)
     with torch.no_grad():

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import lumosx_rt as rt
 from benchmarks.records import keep  # noqa: E402
-from lumosx_rt.parity.verify import builtin_scenes
+from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.runtime.engine import Engine
 from lumosx_rt.runtime.memory import resident_bytes
 

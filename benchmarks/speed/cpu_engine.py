@@ -30,7 +30,7 @@ from benchmarks.sources import MODEL, stamp  # noqa: E402
 from lumosx_rt.artifact.source import random_transformer  # noqa: E402
 from lumosx_rt.backends.eager.run import EagerBackend  # noqa: E402
 from lumosx_rt.backends.onnxruntime.run import OnnxRuntimeBackend  # noqa: E402
-from lumosx_rt.bench.machine import load_average, machine  # noqa: E402
+from lumosx_rt.bench.common.machine import load_average, machine  # noqa: E402
 from lumosx_rt.export import program  # noqa: E402
 from lumosx_rt.export.onnx import graph  # noqa: E402
 from lumosx_rt.export.onnx.ops import rotate_operator  # noqa: E402

@@ -22,11 +22,12 @@ import torch  # noqa: E402
 
 import lumosx_rt as rt  # noqa: E402
 from benchmarks.sources import MODEL, stamp  # noqa: E402
-from lumosx_rt.bench.machine import code_digest, machine  # noqa: E402
+from lumosx_rt.bench.common.machine import code_digest, machine  # noqa: E402
 from lumosx_rt.bench.speed.command import PAGE_FILE, bench_speed, not_verified, told  # noqa: E402
 from lumosx_rt.bench.speed.measure import QUICK, Extent  # noqa: E402
-from lumosx_rt.parity.verify import builtin_scenes, verify  # noqa: E402
+from lumosx_rt.parity.verify import verify  # noqa: E402
 from lumosx_rt.reference.files import write_atomically  # noqa: E402
+from lumosx_rt.reference.scenes.builtin import builtin_scenes  # noqa: E402
 
 CHECKPOINT = ROOT / "checkpoints" / "tiny"
 RESULTS = ROOT / "benchmarks" / "results"

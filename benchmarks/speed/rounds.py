@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lumosx_rt.bench.folder import append_line, whole_lines
-from lumosx_rt.bench.machine import load_average
+from lumosx_rt.bench.common.folder import append_line, whole_lines
+from lumosx_rt.bench.common.machine import load_average
 from lumosx_rt.bench.speed.times import percentile, ratio
 
 Row = dict[str, Any]

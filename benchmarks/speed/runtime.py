@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import lumosx_rt as rt
 from benchmarks.records import keep  # noqa: E402
 from lumosx_rt.artifact.source import source_of
-from lumosx_rt.parity.verify import builtin_scenes
 from lumosx_rt.reference.sampling.inputs import guided_inputs, plain_inputs
 from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy
+from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.runtime.engine import Engine
 
 SIZE = (9, 64, 144)

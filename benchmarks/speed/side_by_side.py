@@ -46,7 +46,7 @@ from benchmarks.speed.variants import (  # noqa: E402
     Variant,
     model_of,
 )  # fmt: skip
-from lumosx_rt.bench.machine import machine  # noqa: E402
+from lumosx_rt.bench.common.machine import machine  # noqa: E402
 from lumosx_rt.bench.speed.page import aligned  # noqa: E402
 from lumosx_rt.reference.backbones.wan import LumosX  # noqa: E402
 from lumosx_rt.reference.files import replacing, write_atomically  # noqa: E402

@@ -24,8 +24,8 @@ from benchmarks.speed.making import (
 )
 from benchmarks.speed.sizes import TIME, Size, loud_model
 from benchmarks.speed.wan import velocity, wan_of
+from lumosx_rt.backends.common.simulated import SimulatedBackend
 from lumosx_rt.backends.eager.run import EagerBackend
-from lumosx_rt.backends.eager.simulated import SimulatedBackend
 from lumosx_rt.backends.onnxruntime.run import OnnxRuntimeBackend
 from lumosx_rt.backends.torch.run import TorchBackend
 from lumosx_rt.parity.verify import FORWARD_GATES, ROUNDED_GATE

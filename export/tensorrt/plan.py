@@ -12,6 +12,7 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.tensorrt.layer_table import HEADING, problems, product_problems, summary
@@ -218,3 +219,9 @@ def _build(trt: Any, builder: Any, network: Any, config: Any, report: Report) ->
         worker.join()  # what it works on must outlive it
         raise
     return plans[0] if plans else None
+
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+MAX_SEEDS = 4

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from lumosx_rt.artifact import user_cache as cache
 from lumosx_rt.artifact.manifest import GRAPH, PACKAGE, PLAN, Manifest, buckets_of, plan_of
-from lumosx_rt.backends.onnxruntime.providers import COMPILING, Provider, serving_of
+from lumosx_rt.backends.common.devices import Provider
+from lumosx_rt.backends.onnxruntime.providers import COMPILING, serving_of
 from lumosx_rt.backends.onnxruntime.run import OnnxRuntimeBackend
 from lumosx_rt.backends.onnxruntime.step_cache import CachingBackend
 from lumosx_rt.backends.tensorrt.checks import (

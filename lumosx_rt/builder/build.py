@@ -25,13 +25,14 @@ from lumosx_rt.artifact.manifest import (
 )
 from lumosx_rt.artifact.report import write_report
 from lumosx_rt.artifact.source import ENCODERS, CheckpointSource, RandomSource, Source
-from lumosx_rt.backends.compiler import Compiler, Report, compiler_of
+from lumosx_rt.backends.common.compiler import Compiler, Report
+from lumosx_rt.backends.common.forward_parity import forward_parity
+from lumosx_rt.backends.compiler import compiler_of
 from lumosx_rt.backends.loading import load_backend
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.program import LIMITS
-from lumosx_rt.parity.verify import forward_parity
 from lumosx_rt.reference.backbones.config import LumosXConfig
-from lumosx_rt.reference.backbones.loading import save_bundle
+from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.checkpoints.bundle import find_bundle
 from lumosx_rt.reference.errors import LumosXError
@@ -293,7 +294,8 @@ def _copy_components(partial: Path, source: Source, self_contained: bool, report
         save_bundle(target, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
     elif self_contained:
         bundle = source.bundle
-        from lumosx_rt.reference.encoders.umt5 import load_text_encoder, load_vae
+        from lumosx_rt.reference.encoders.umt5 import load_text_encoder
+        from lumosx_rt.reference.encoders.wan_vae import load_vae
 
         missing = [name for name in ENCODERS if getattr(bundle, name) is None]
         if missing:

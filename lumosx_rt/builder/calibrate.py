@@ -15,7 +15,6 @@ import torch
 
 from lumosx_rt import __version__
 from lumosx_rt.artifact.source import CheckpointSource
-from lumosx_rt.calibration.apply.simulate import Simulation
 from lumosx_rt.calibration.calibration_file import Calibration, Site, scales_of
 from lumosx_rt.calibration.ledger import Ledger
 from lumosx_rt.calibration.observe import Ranges, merged, modelopt_version, observe, weight_amax
@@ -39,12 +38,14 @@ from lumosx_rt.calibration.sensitivity import (
     summed,
     velocity_noise,
 )
+from lumosx_rt.calibration.simulate import Simulation
 from lumosx_rt.calibration.sites import flops_of, sites_of, why_not
 from lumosx_rt.drawing.pareto import front_picture
 from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.checkpoints.bundle import find_bundle
-from lumosx_rt.reference.encoders.umt5 import load_text_encoder, load_vae
+from lumosx_rt.reference.encoders.umt5 import load_text_encoder
+from lumosx_rt.reference.encoders.wan_vae import load_vae
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import replacing
 from lumosx_rt.reference.scenes.video_size import VideoSize

@@ -3,7 +3,9 @@
 import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from lumosx_rt.cli.console import refuse, say
 
@@ -60,7 +62,7 @@ def shortcuts(keys: int, skip: float) -> Any:
 
 def check_provider(provider: str) -> None:
     """Ends the program with a usage error for a provider that does not exist."""
-    from lumosx_rt.backends.onnxruntime.providers import PROVIDERS
+    from lumosx_rt.backends.common.devices import PROVIDERS
 
     if provider not in PROVIDERS:
         refuse(f"--provider: got '{provider}', accepted are {', '.join(PROVIDERS)}", 2)
@@ -103,3 +105,58 @@ def transformer_config(path: Path | None) -> Any:
         raise LumosXError(
             f"{path}: not a JSON file with the transformer's sizes ({error})"
         ) from None
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+Components = Annotated[
+    Path | None,
+    typer.Option(help="Folder with text encoder, tokenizer and VAE, if the engine has none."),
+]
+
+
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="The weights the engine was built from, if they were moved.")
+]
+
+
+Provider = Annotated[
+    str,
+    typer.Option(
+        help="onnxruntime: auto (cuda where there is one, else cpu), cpu, cuda, tensorrt or "
+        "tensorrt-rtx; an explicit one never falls back."
+    ),
+]
+
+
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Run compiled code that was not made on this machine."),
+]
+
+
+LossyKeys = Annotated[
+    int,
+    typer.Option(
+        help="LOSSY: references' keys and values at every so-manyth step only; 1 is exact."
+    ),
+]
+
+
+LossySkip = Annotated[
+    float,
+    typer.Option(
+        help="LOSSY: all blocks but the first skipped where its residual changed by at most this "
+        "share, like 0.1; 0 is exact."
+    ),
+]
+
+
+Frames = Annotated[int | None, typer.Option(help="Pixel frames, 1 + 4k.")]
+
+
+Height = Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")]
+
+
+Width = Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")]

@@ -1,152 +1,88 @@
-"""The benchmark as a whole: a list run, its summary, its page."""
+"""`lumosx-rt bench`, as a command."""
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from lumosx_rt import __version__
-from lumosx_rt.artifact.certificate import certify_binding
-from lumosx_rt.artifact.manifest import MANIFEST
-from lumosx_rt.backends.onnxruntime.providers import Provider
-from lumosx_rt.bench.folder import RUN_FILE, read_identity
-from lumosx_rt.bench.makers import Sampling, sampled, vae_alone
-from lumosx_rt.bench.quality.page import draw_page
-from lumosx_rt.bench.quality.suite import Progress, identity_of, read_results, run_suite
-from lumosx_rt.bench.quality.table import as_text, compare, summarise
-from lumosx_rt.bench.speed.command import bench_speed
-from lumosx_rt.bench.speed.command import told as speed_told
-from lumosx_rt.bench.speed.measure import QUICK, Extent
-from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.files import replacing, write_atomically
-from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy
-from lumosx_rt.reference.world.scene_lists import BINDING, BINDING_CI, FOUR
+import typer
 
-SUITES = ("binding", "stills", "vae-ceiling", "speed")
-LISTS = {"full": BINDING, "ci": BINDING_CI, "four": FOUR}
-SUMMARY_FILE, PAGE_FILE = "summary.json", "page.png"
+from lumosx_rt.cli.arguments import (
+    Components,
+    Json,
+    LossyKeys,
+    LossySkip,
+    Provider,
+    Trust,
+    check_provider,
+    shortcuts,
+)
+from lumosx_rt.cli.console import progress_bar, reasons, result, say
 
 
 def bench(
-    path: Path,
-    folder: Path,
-    *,
-    suite: str = "binding",
-    scene_list: str = "full",
-    scenes: int | None = None,
-    sampling: Sampling | Mapping[str, Any] | None = None,
-    quick: bool = False,
-    against: Path | None = None,
-    components: Path | None = None,
+    model: Annotated[Path, typer.Argument(help="Engine folder, or a bundle (PyTorch reference).")],
+    suite: Annotated[
+        str, typer.Option(help="binding, stills, vae-ceiling, or speed (of an engine).")
+    ] = "binding",
+    scene_list: Annotated[
+        str, typer.Option("--list", help="full (200), ci (12) or four (people).")
+    ] = ("full"),
+    scenes: Annotated[int | None, typer.Option(help="Only the first so many of the list.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder [out/bench-NAME-SUITE-LIST].")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Solver steps [12; speed: its own].")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale; 1 is none [1; speed: the engine's].")
+    ] = None,
+    shift: Annotated[
+        float | None, typer.Option(help="Shift of the noise levels [3; speed: the engine's].")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="speed: fewer points and runs.")] = False,
+    against: Annotated[
+        Path | None, typer.Option(help="scenes.jsonl of another run, for paired differences.")
+    ] = None,
+    components: Components = None,
     provider: Provider = "auto",
-    trust: bool = False,
-    lossy: Lossy = EXACT,
-    report: Callable[[str], None] = lambda line: None,
-    progress: Progress = lambda name, done, of: None,
-) -> dict[str, Any]:
-    """Runs a suite on an engine directory or a bundle; returns the summary.
+    trust: Trust = False,
+    lossy_keys: LossyKeys = 1,
+    lossy_skip: LossySkip = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Make held-out scenes of the drawn world and see who wears what: rates with intervals.
 
-    folder: where results are kept, and found again by the same command. scenes: only the first so
-    many of the list. sampling: also as {name: value}, None where the suite's own is meant. quick:
-    less of "speed" (`speed_command.bench_speed`), which knows no scenes and no `against`. against:
-    scenes.jsonl of another run, for paired differences. trust, lossy: as for `load`; speed and the
-    VAE know no shortcuts.
-    Raises LumosXError for whatever does not fit, before anything slow where it can.
+    Or, as `--suite speed`, how long an engine takes. A run that was stopped goes on with the same
+    command.
+
+    Examples: `lumosx-rt bench engines/tiny --list ci`,
+    `lumosx-rt bench checkpoints/tiny --suite vae-ceiling`,
+    `lumosx-rt bench engines/tiny --suite speed`
     """
-    if suite not in SUITES:
-        raise LumosXError(f"suite: got '{suite}', accepted are {', '.join(SUITES)}")
-    if scene_list not in LISTS:
-        raise LumosXError(f"list: got '{scene_list}', accepted are {', '.join(LISTS)}")
-    given = asdict(sampling) if isinstance(sampling, Sampling) else dict(sampling or {})
-    given = {name: value for name, value in given.items() if value is not None}
-    if quick and suite != "speed":
-        raise LumosXError(f"quick: only speed can be quick, not {suite}; take --scenes for fewer")
-    if lossy and suite not in ("binding", "stills"):
-        raise LumosXError(
-            f"lossy: shortcuts are judged by binding, not by {suite}; leave them away"
-        )
-    if suite == "speed":
-        if scenes is not None or against is not None:
-            raise LumosXError("scenes, against: speed is timed without them; leave them away")
-        return bench_speed(
-            path,
-            folder,
-            settings=given,
-            extent=QUICK if quick else Extent(),
-            components=components,
-            provider=provider,
-            trust=trust,
-            report=report,
-            progress=progress,
-        )
-    sampling = Sampling(**given)
-    if suite == "stills":
-        sampling = replace(sampling, frames=1)
-    chosen = LISTS[scene_list]
-    most = len(chosen.members)
-    if scenes is not None and not 1 <= scenes <= most:
-        raise LumosXError(f"scenes: got {scenes}, '{chosen.name}' has 1 to {most}")
-    others = None
-    if against is not None:
-        others = read_results(against)
-        if not others:
-            raise LumosXError(f"{against}: no results here; give the scenes.jsonl of another run")
-    report(f"loading {path}")
-    maker = (
-        vae_alone(path, components)
-        if suite == "vae-ceiling"
-        else sampled(path, sampling, components, provider, trust, lossy)
-    )
-    identity = identity_of(suite, chosen, maker.identity | {"lumosx_rt": __version__})
-    if against is not None:
-        _check_comparable(identity, against)
-    stories = chosen.stories[:scenes]
-    results = run_suite(maker.make_clip, stories, folder, identity, progress)
-    summary = {"suite": suite, "list": chosen.name, "folder": str(folder)} | summarise(results)
-    if others is not None:
-        summary["against"] = {"run": str(against)} | compare(results, others)
-        if suite == "binding" and (path / MANIFEST).is_file() and not lossy:
-            certify_binding(path, chosen.name, summary["against"])
-    write_atomically(folder / SUMMARY_FILE, json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    with replacing(folder / PAGE_FILE) as temporary:
-        draw_page(results, stories, folder).save(temporary, format="PNG")
-    return summary
+    check_provider(provider)
+    with reasons("finished scenes are kept, the same command goes on from there"):
+        from lumosx_rt.bench.run import bench as run_bench
+        from lumosx_rt.bench.run import default_folder, told
 
+        lossy = shortcuts(lossy_keys, lossy_skip)
+        with progress_bar() as bar:
+            task = bar.add_task("bench", total=None)
 
-def default_folder(
-    path: Path, suite: str, scene_list: str, quick: bool = False, lossy: Lossy = EXACT
-) -> Path:
-    """Where a run is kept that was not told where."""
-    last = f"-{scene_list}" if suite != "speed" else "-quick" if quick else ""
-    last += f"-keys{lossy.keys_every}" if lossy.reuses_keys else ""
-    last += f"-skip{lossy.skip_below:g}" if lossy.skips_blocks else ""
-    return Path("out", f"bench-{path.resolve().name}-{suite}{last}")
+            def progress(name: str, done: int, of: int) -> None:
+                bar.update(task, description=name, completed=done, total=of)
 
-
-def told(summary: dict[str, Any]) -> str:
-    """A summary for people."""
-    if summary["suite"] == "speed":
-        return speed_told(summary)
-    lines = [
-        f"{summary['list']}, {summary['suite']}: {summary['scenes']} scenes, "
-        f"{summary['seconds_per_scene']} s each; rates with 95 % intervals",
-        as_text(summary),
-    ]
-    if "against" in summary:
-        other = summary["against"]
-        lines += [
-            "",
-            f"differences from {other['run']} on {other['scenes']} common scenes (paired)",
-            as_text(other, signed=True),
-        ]
-    return "\n".join([*lines, "", f"{summary['folder']}/{PAGE_FILE}"])
-
-
-def _check_comparable(identity: dict[str, Any], against: Path) -> None:
-    """Raises LumosXError where the other run was drawn or judged by other code."""
-    file = against.parent / RUN_FILE
-    if file.is_file() and read_identity(file).get("world") != identity["world"]:
-        raise LumosXError(
-            f"{against}: judged by another version of the drawn world; run it again in a new folder"
-        )
+            summary = run_bench(
+                model,
+                out or default_folder(model, suite, scene_list, quick, lossy),
+                suite=suite,
+                scene_list=scene_list,
+                scenes=scenes,
+                sampling={"steps": steps, "shift": shift, "guidance": guidance},
+                quick=quick,
+                against=against,
+                components=components,
+                provider=provider,  # type: ignore[arg-type]  # checked above
+                trust=trust,
+                lossy=lossy,
+                report=say,
+                progress=progress,
+            )
+        result(told(summary), summary, as_json)

@@ -1,57 +1,46 @@
-"""Training runs by name: the tiny LumosX from nothing, or a recipe of one's own."""
+"""`lumosx-rt train`, as a command."""
 
-import importlib.util
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from lumosx_rt.reference.errors import LumosXError
+import typer
+
+from lumosx_rt.cli.arguments import Json
+from lumosx_rt.cli.console import progress_bar, reasons, result, say
 
 
 def train(
-    recipe: str,
-    folder: Path,
-    *,
-    device: str = "cpu",
-    processes: int = 2,
-    report: Callable[[str], None] = lambda line: None,
-    told: Callable[[str, int, int, dict[str, float]], None] = lambda *_: None,
-) -> Path:
-    """Trains what a name says, in a folder; returns the finished bundle, folder/bundle.
+    recipe: Annotated[
+        str, typer.Argument(help="tiny (the drawn world's LumosX, from nothing), or FILE.py:NAME.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder of the run [out/train-RECIPE].")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda, for recipes of your own.")] = "cpu",
+    processes: Annotated[int, typer.Option(help="Workers that make latents.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Train a recipe; its bundle is OUT/bundle, its metrics are lines of JSON in OUT.
 
-    recipe: "tiny" for the drawn world's LumosX, encoders included, or FILE.py:FUNCTION, a function
-    that returns a `Recipe`. A run that was killed goes on where it was. processes: workers that
-    make latents. report: told the plan before anything starts. Raises LumosXError for a name that
-    says nothing, a folder with another run in it, too little memory.
+    FILE.py is your own code and is run: its function NAME returns a `Recipe`
+    (lumosx_rt.reference.training.recipe). A run that was stopped goes on with the same command.
+
+    Examples: `lumosx-rt train tiny -o out/tiny`, `lumosx-rt train samples/recipe.py:two_phases`
     """
-    if recipe == "tiny":
-        from lumosx_rt.reference.world.train.course import TINY
+    with reasons("the last checkpoint is kept, the same command goes on from there"):
+        from lumosx_rt.builder.train import train as run_training
 
-        return TINY.run(folder, processes=processes, report=report, told=told)
-    from lumosx_rt.reference.training.pipeline import make_bundle
+        folder = out or Path("out", "train-" + recipe.rpartition(":")[2])
+        with progress_bar() as bar:
+            tasks: dict[str, Any] = {}
 
-    options: Any = {"device": device, "processes": processes, "report": report, "told": told}
-    return make_bundle(_recipe_of(recipe), folder, folder / "latents", **options)
+            def told(part: str, done: int, of: int, metrics: dict[str, float]) -> None:
+                if part not in tasks:
+                    tasks[part] = bar.add_task(part, total=of)
+                values = "".join(f"  {name} {value:.3g}" for name, value in metrics.items())
+                bar.update(tasks[part], description=part + values, completed=done)
 
-
-def _recipe_of(name: str) -> Any:
-    """The recipe that a function in a file returns. The file is the user's own and is run."""
-    from lumosx_rt.reference.training.recipe import Recipe
-
-    file, _, function = name.rpartition(":")
-    if not file:
-        raise LumosXError(f"recipe: got '{name}', accepted are tiny and FILE.py:FUNCTION")
-    path = Path(file)
-    if not path.is_file() or path.suffix != ".py":
-        raise LumosXError(f"recipe: '{file}' is no Python file; give FILE.py:FUNCTION")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made = getattr(module, function, None)
-    if not callable(made):
-        raise LumosXError(f"recipe: '{file}' has no function '{function}'")
-    recipe = made()
-    if not isinstance(recipe, Recipe):
-        raise LumosXError(f"recipe: {name} returns {type(recipe).__name__}, a Recipe is needed")
-    return recipe
+            bundle = run_training(
+                recipe, folder, device=device, processes=processes, report=say, told=told
+            )
+        result(str(bundle), {"bundle": str(bundle)}, as_json)

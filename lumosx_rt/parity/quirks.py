@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lumosx_rt.backends.gates import ROUNDED_GATE
+from lumosx_rt.backends.common.gates import ROUNDED_GATE
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.metrics import relative_error
 from lumosx_rt.reference.sampling.inputs import Backend, Inputs, guided_inputs

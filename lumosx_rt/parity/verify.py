@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -13,98 +12,26 @@ from lumosx_rt.artifact import certificate
 from lumosx_rt.artifact.manifest import CALIBRATION, GRAPH, PICTURE
 from lumosx_rt.artifact.report import write_report
 from lumosx_rt.artifact.source import source_of
+from lumosx_rt.backends.common.forward_parity import _rounded
+from lumosx_rt.backends.common.fp8_layers import layer_parity
+from lumosx_rt.backends.common.gates import FORWARD_GATES, GATES, ROUNDED_GATE, ROUNDING
 from lumosx_rt.backends.eager.run import EagerBackend
-from lumosx_rt.backends.eager.simulated import SimulatedBackend
-from lumosx_rt.backends.fp8_layers import layer_parity
-from lumosx_rt.backends.gates import FORWARD_GATES, GATES, ROUNDED_GATE, ROUNDING
 from lumosx_rt.calibration.calibration_file import Calibration, read_calibration
-from lumosx_rt.export.program import model_inputs
 from lumosx_rt.parity.comparison import comparison_picture
 from lumosx_rt.parity.quirks import check_quirks
-from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import replacing
-from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.metrics import peak_signal_to_noise, relative_error
 from lumosx_rt.reference.sampling import denoise as runtime
-from lumosx_rt.reference.sampling.inputs import Backend, Inputs
+from lumosx_rt.reference.sampling.inputs import Backend
 from lumosx_rt.reference.sampling.request import Request
-from lumosx_rt.reference.scenes.scene import Reference, Scene, Subject
+from lumosx_rt.reference.scenes.scene import Scene
 from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.world.judge import ssim
 from lumosx_rt.runtime.engine import Engine
 
 Frames = NDArray[np.uint8]
-
-# One forward pass each: no references, one group, unequal groups in two streams, several seeds.
-FORWARD_CASES: tuple[tuple[tuple[str, ...], int], ...] = (
-    (("2x8x14+0+-",), 1),
-    (("2x8x14+1+2",), 1),
-    (("2x8x14+0+3",), 2),
-    (("3x4x9+1+1.3", "3x4x9+2+3"), 2),
-)
-
-
-def forward_parity(
-    model: LumosX,
-    backend: Backend | Callable[[], Backend],
-    precision: str = "fp32",
-    document: Calibration | None = None,
-) -> list[dict[str, Any]]:
-    """One forward pass of a backend against the reference on small awkward layouts.
-
-    model: the reference in float32. backend: or what makes it, called when nothing but the model is
-    in memory any more. Each result has its `relative_error` and the `gate` it must not exceed: of
-    `FORWARD_GATES`, or by what the model itself errs in that precision (`ROUNDED_GATE`). document:
-    the scales of "fp8".
-    """
-    calls, gates = [_forward_case(model, i) for i in range(len(FORWARD_CASES))], []
-    rounded = _rounded(model, precision, document)
-    for bound, latents, moment, expected in calls:
-        gates.append(
-            FORWARD_GATES[precision]
-            if rounded is None
-            else ROUNDED_GATE * relative_error(rounded.bind(bound)(latents, moment), expected)
-        )
-    del rounded
-    made = backend() if callable(backend) else backend
-    results = []
-    for (keys, seeds), call, gate in zip(FORWARD_CASES, calls, gates, strict=True):
-        bound, latents, moment, expected = call
-        error = relative_error(made.bind(bound)(latents, moment), expected)
-        results.append(
-            {
-                "layout": " and ".join(keys),
-                "streams": len(keys),
-                "seeds": seeds,
-                "relative_error": error,
-                "gate": gate,
-            }
-        )
-    return results
-
-
-def _forward_case(model: LumosX, index: int) -> tuple[Inputs, Tensor, int, Tensor]:
-    """A case's inputs, latents and time, and what the reference makes of them."""
-    keys, seeds = FORWARD_CASES[index]
-    layouts = [SceneLayout.from_key(key) for key in keys]
-    latents, time, text, references, template, structure = model_inputs(
-        model.config, layouts, seeds, seed=index
-    )
-    template = 8 * template  # loud words, so that a lost tile shows even in random weights
-    bound = Inputs(text, references, template, structure, tuple(latents.shape))
-    moment = int(time[0])  # streams of a call share it
-    return bound, latents, moment, EagerBackend(model).bind(bound)(latents, moment).clone()
-
-
-def _rounded(model: LumosX, precision: str, document: Calibration | None) -> Backend | None:
-    """The model in a precision that has no gate of its own: the yardstick there."""
-    if precision in GATES:
-        return None
-    if document is not None:
-        return SimulatedBackend(model, document)
-    return EagerBackend(recast(model, torch.bfloat16))
 
 
 def verify(
@@ -275,25 +202,3 @@ def compare(
         "control_relative_error": control,
     }
     return told, pair
-
-
-def builtin_scenes() -> list[Scene]:
-    """Three drawn scenes: no references, one subject, unequal subjects with a background."""
-    from PIL import Image
-
-    def picture(hue: int) -> Image.Image:
-        ramp = Image.linear_gradient("L").resize((96, 96))
-        plain = Image.new("L", ramp.size, 200)
-        return Image.merge("HSV", (Image.new("L", ramp.size, hue), plain, ramp)).convert("RGB")
-
-    words = ("woman", "red hat", "blue coat", "man", "green scarf", "garden")
-    cards = {word: Reference(word, picture(40 * i)) for i, word in enumerate(words)}
-    woman = Subject((cards["woman"], cards["red hat"], cards["blue coat"]))
-    man = Subject((cards["man"], cards["green scarf"]))
-    alone = "A woman with a red hat and a blue coat waves."
-    both = "In a garden, a woman with a red hat and a blue coat meets a man in a green scarf."
-    return [
-        Scene("no-references", "A quiet lake at dawn, seen from above."),
-        Scene("one-subject", alone, subjects=(woman,)),
-        Scene("two-subjects", both, background=cards["garden"], subjects=(woman, man)),
-    ]

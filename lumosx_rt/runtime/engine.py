@@ -12,18 +12,14 @@ from torch import Tensor
 from lumosx_rt.artifact import certificate
 from lumosx_rt.artifact.manifest import Manifest, check_files, read_manifest
 from lumosx_rt.artifact.source import encoders_of
+from lumosx_rt.backends.common.devices import Provider
 from lumosx_rt.backends.loading import load_backend
-from lumosx_rt.backends.onnxruntime.providers import Provider
 from lumosx_rt.export.program import MAX_STREAMS
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.checkpoints.bundle import Bundle
 from lumosx_rt.reference.encoders.tiled_decode import halo
-from lumosx_rt.reference.encoders.umt5 import (
-    TextEncoder,
-    VideoAutoencoder,
-    load_text_encoder,
-    load_vae,
-)
+from lumosx_rt.reference.encoders.umt5 import TextEncoder, load_text_encoder
+from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder, load_vae
 from lumosx_rt.reference.errors import LumosXError, NotFinite, listing
 from lumosx_rt.reference.mechanisms.lumosx.binding import bind
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lumosx_rt.reference.encoders.umt5 import TextEncoder, Tile, VideoAutoencoder
+from lumosx_rt.reference.encoders.umt5 import TextEncoder
+from lumosx_rt.reference.encoders.wan_vae import Tile, VideoAutoencoder
 from lumosx_rt.reference.scenes.words import clean_text
 
 REMEMBERED_BYTES = 256 << 20

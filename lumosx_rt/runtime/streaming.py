@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lumosx_rt.reference.encoders.umt5 import VideoAutoencoder
+from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder
 from lumosx_rt.runtime.video import Video
 
 

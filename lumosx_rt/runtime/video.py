@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lumosx_rt.reference.encoders.umt5 import VideoAutoencoder
+from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder
 from lumosx_rt.reference.errors import Flat, LumosXError, NotFinite
 from lumosx_rt.reference.sampling.denoise import VERIFY
 from lumosx_rt.reference.sampling.request import Request

@@ -1,47 +1,32 @@
-"""Transformers from checkpoints in any layout, and bundles of all four parts back to disk.
+"""Transformers from checkpoints in any layout.
 
-Reading: `find_bundle` says what lies where, `load_transformer` makes a model of it. Tensors are
-memory-mapped, or read one at a time from distributed checkpoints, so a model is never in memory
-twice; nothing in a checkpoint is run. Writing: diffusers-style folders in safetensors, or
-the released layout.
+`find_bundle` says what is where, `load_transformer` makes a model of it. Tensors are memory-mapped,
+or read one at a time from distributed checkpoints, so a model is never in memory twice. Nothing in
+a checkpoint is run.
 """
 
-import inspect
-import json
-import os
-import shutil
-import tempfile
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from lumosx_rt.reference.backbones.config import PATCH, LumosXConfig
+from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.checkpoints import key_names as keymaps
 from lumosx_rt.reference.checkpoints.bundle import Bundle, Component, find_bundle
-from lumosx_rt.reference.checkpoints.sizes import transformer_config
 from lumosx_rt.reference.checkpoints.state import State, assign, open_state
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import read_json
-from lumosx_rt.reference.mechanisms.lumosx.layout import ROPE_TABLE
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKLWan
-    from transformers import UMT5EncoderModel
+    pass
+import re
+from collections.abc import Mapping
+from dataclasses import replace
 
-__all__ = [
-    "Bundle",
-    "Component",
-    "find_bundle",
-    "load_state",
-    "load_transformer",
-    "save_bundle",
-    "transformer_shapes",
-]
+from lumosx_rt.reference.checkpoints.sizes import Shapes, _most, count_blocks
+from lumosx_rt.reference.errors import listing
 
 
 def load_state(path: str | Path) -> dict[str, Tensor]:
@@ -84,46 +69,6 @@ def load_transformer(
     return model.eval().requires_grad_(False)
 
 
-def save_bundle(
-    path: str | Path,
-    *,
-    transformer: LumosX | None = None,
-    vae: "AutoencoderKLWan | None" = None,
-    text_encoder: "UMT5EncoderModel | None" = None,
-    tokenizer: Any = None,
-    defaults: dict[str, Any] | None = None,
-    half: bool = False,
-    released: bool = False,
-) -> None:
-    """Writes a bundle: diffusers-style folders in safetensors, or the released layout (SPEC 10).
-
-    diffusers' own classes open the folders; `transformer/config.json` has two entries more, the
-    text length and the MCAM strength. defaults: sizes and sampling for requests that say nothing,
-    kept in defaults.json. half: matrices of transformer and VAE are stored in float16 (diffusers
-    layout only). The folder appears under its name when it is complete.
-    Raises LumosXError if the path is taken, the disk is too small, or a number too large for half.
-    """
-    path = Path(path)
-    if path.exists() and (path.is_file() or any(path.iterdir())):
-        raise LumosXError(f"{path}: already exists; give a new name, or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    models = [cast(Any, model) for model in (transformer, vae, text_encoder) if model is not None]
-    needed = sum(t.numel() * t.element_size() for m in models for t in m.state_dict().values())
-    free = shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise LumosXError(f"{path}: needs {needed} bytes, the disk has {free} left")
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as made:
-        folder = Path(made) / "bundle"
-        folder.mkdir()
-        if released:
-            _write_released(folder, transformer, vae, text_encoder, tokenizer)
-        else:
-            _write_diffusers(folder, transformer, vae, text_encoder, tokenizer, half)
-        if defaults is not None:
-            _write_json(folder / "defaults.json", defaults)
-        os.replace(folder, path)
-
-
 def _transformer_state(part: Component) -> State:
     state = open_state(part.path)
     if "condition_embedder.time_proj.weight" in state.shapes:
@@ -131,122 +76,80 @@ def _transformer_state(part: Component) -> State:
     return state.renamed(lambda name: None if "freqs" in name else name)
 
 
-def _write_diffusers(
-    folder: Path,
-    transformer: LumosX | None,
-    vae: Any,
-    text_encoder: Any,
-    tokenizer: Any,
-    half: bool,
-) -> None:
-    stored = _halved if half else dict[str, Tensor]
-    index: dict[str, Any] = {"_class_name": "WanPipeline"}
-    if transformer is not None:
-        state = transformer.state_dict().items()
-        tensors = {keymaps.transformer_to_diffusers(name): tensor for name, tensor in state}
-        part = folder / "transformer" / "diffusion_pytorch_model.safetensors"
-        _write_model(part, stored(tensors), _diffusers_config(transformer.config))
-        index["transformer"] = ["diffusers", "WanTransformer3DModel"]
-    if vae is not None:
-        part = folder / "vae" / "diffusion_pytorch_model.safetensors"
-        _write_model(part, stored(vae.state_dict()), json.loads(vae.to_json_string()))
-        index["vae"] = ["diffusers", "AutoencoderKLWan"]
-    if text_encoder is not None:
-        kind: dict[str, Any] = {"architectures": ["UMT5EncoderModel"]}
-        kind["dtype"] = str(text_encoder.dtype).removeprefix("torch.")
-        part = folder / "text_encoder" / "model.safetensors"
-        config = text_encoder.config.to_diff_dict() | kind
-        _write_model(part, _untied(text_encoder), config)
-        index["text_encoder"] = ["transformers", "UMT5EncoderModel"]
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder / "tokenizer")
-        index["tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]
-    _write_json(folder / "model_index.json", index)
+RELEASED_HEAD_DIM = 128  # of every released Wan2.1 and LumosX transformer
 
 
-def _write_model(weights: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
-    weights.parent.mkdir()
-    plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(plain, weights, metadata={"format": "pt"})
-    _write_json(weights.parent / "config.json", config)
+def transformer_config(shapes: Shapes, described: Mapping[str, Any] | None = None) -> LumosXConfig:
+    """The config of a transformer with these parameters, in LumosX names.
 
-
-def _halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices and kernels in float16, the rest as it is."""
+    described: entries of a config.json (LumosX, Wan2.1 or diffusers names). Heads, text length,
+    MCAM strength and epsilon are not in the weights and are taken from it; without it heads are
+    128 wide. Raises LumosXError where the two contradict each other, or no head size fits.
+    """
+    default = LumosXConfig()
     found = {
-        k: t.half() if t.dim() > 1 and t.is_floating_point() else t for k, t in tensors.items()
+        "dim": _most(
+            shapes,
+            (r"patch_embedding\.(weight|bias)", 0),
+            (r"text_embedding\.2\.(weight|bias)", 0),
+            (r"time_embedding\.2\.(weight|bias)", 0),
+            (r"head\.modulation", 2),
+            (r"blocks\.\d+\.modulation", 2),
+        ),
+        "in_dim": _most(shapes, (r"patch_embedding\.weight", 1)),
+        "ffn_dim": _most(shapes, (r"blocks\.\d+\.ffn\.0\.(weight|bias)", 0)),
+        "text_dim": _most(shapes, (r"text_embedding\.0\.weight", 1)),
+        "freq_dim": _most(shapes, (r"time_embedding\.0\.weight", 1)),
+        "num_layers": count_blocks(shapes, r"blocks\.(\d+)\."),
     }
-    for name, tensor in found.items():
-        if not torch.isfinite(tensor).all():
-            raise LumosXError(f"{name} holds numbers too large for half precision; store it whole")
-    return found
-
-
-def _untied(text_encoder: Any) -> dict[str, Tensor]:
-    """Its tensors without the second name of the embeddings."""
-    state = text_encoder.state_dict().items()
-    return {name: tensor for name, tensor in state if name != "encoder.embed_tokens.weight"}
-
-
-def _write_released(
-    folder: Path, transformer: LumosX | None, vae: Any, text_encoder: Any, tokenizer: Any
-) -> None:
-    if transformer is not None:
-        from torch.distributed.checkpoint.state_dict_saver import save
-
-        with warnings.catch_warnings():  # that there is no process group is meant
-            warnings.simplefilter("ignore")
-            save(
-                {"ema": transformer.state_dict()},
-                checkpoint_id=folder / "LumosX_models" / "all",
-                no_dist=True,
+    channels = _most(shapes, (r"head\.head\.(weight|bias)", 0))
+    found["out_dim"] = channels // 4 if channels else None
+    sizes = {name: size for name, size in found.items() if size}
+    about = _described(described or {}, sizes)
+    dim = sizes.get("dim", default.dim)
+    if "num_heads" not in about:
+        if dim % RELEASED_HEAD_DIM:
+            raise LumosXError(
+                f"transformer: width {dim} is not a multiple of {RELEASED_HEAD_DIM}, so its number "
+                "of heads is not known; put a config.json with num_heads beside the weights, "
+                "or give the config"
             )
-        _write_json(folder / "LumosX_models" / "config.json", _diffusers_config(transformer.config))
-    if vae is not None:
-        default = inspect.signature(type(vae).__init__).parameters
-        for name in ("latents_mean", "latents_std"):
-            if list(vae.config[name]) != list(default[name].default):
-                raise LumosXError(
-                    f"{folder}: the released layout has no place for this VAE's own {name}; "
-                    "write diffusers folders (released=False)"
-                )
-        blocks = vae.config.num_res_blocks
-        tensors = {keymaps.vae_to_wan(k, blocks): t for k, t in vae.state_dict().items()}
-        torch.save({"model_state": tensors}, folder / "vae.pth")
-    if text_encoder is not None:
-        tensors = {keymaps.t5_to_wan(k): tensor for k, tensor in _untied(text_encoder).items()}
-        torch.save(tensors, folder / "models_t5_umt5-xxl-enc-bf16.pth")
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder / "umt5-xxl")
+        about["num_heads"] = dim // RELEASED_HEAD_DIM
+    return replace(
+        default,
+        **sizes,
+        **about,
+        qk_norm=any(re.fullmatch(r"blocks\.\d+\.\w+\.norm_[qk]\.weight", k) for k in shapes),
+        cross_attn_norm=any(re.fullmatch(r"blocks\.\d+\.norm3\.weight", k) for k in shapes),
+    )
 
 
-def _diffusers_config(config: LumosXConfig) -> dict[str, Any]:
-    """The arguments of diffusers' WanTransformer3DModel, and what LumosX needs beyond them."""
-    import diffusers
-
-    return {
-        "_class_name": "WanTransformer3DModel",
-        "_diffusers_version": diffusers.__version__,
-        "added_kv_proj_dim": None,
-        "attention_head_dim": config.head_dim,
-        "cross_attn_norm": config.cross_attn_norm,
-        "eps": config.eps,
-        "ffn_dim": config.ffn_dim,
-        "freq_dim": config.freq_dim,
-        "image_dim": None,
-        "in_channels": config.in_dim,
-        "mcam_ratio": config.mcam_ratio,
-        "num_attention_heads": config.num_heads,
-        "num_layers": config.num_layers,
-        "out_channels": config.out_dim,
-        "patch_size": list(PATCH),
-        "pos_embed_seq_len": None,
-        "qk_norm": "rms_norm_across_heads" if config.qk_norm else None,
-        "rope_max_seq_len": ROPE_TABLE,
-        "text_dim": config.text_dim,
-        "text_len": config.text_len,
-    }
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+def _described(values: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+    """What a config.json adds to the weights. Raises LumosXError where they contradict."""
+    foreign = {"num_attention_heads": "num_heads", "in_channels": "in_dim"}
+    foreign |= {"out_channels": "out_dim"}
+    known = {foreign.get(name, name): value for name, value in values.items()}
+    problems = [
+        f"{name} is {known[name]}, the weights have {size}"
+        for name, size in sizes.items()
+        if known.get(name) not in (None, size)
+    ]
+    added: dict[str, Any] = {}
+    for name, kind in (
+        ("num_heads", int),
+        ("text_len", int),
+        ("mcam_ratio", float),
+        ("eps", float),
+    ):
+        value = known.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != kind(value):
+            problems.append(f"{name} must be a number, got {value!r}")
+        elif value < 0 or (kind is int and value < 1):
+            problems.append(f"{name} must be positive, got {value}")
+        else:
+            added[name] = kind(value)
+    if problems:
+        raise LumosXError(listing("config.json beside the transformer", problems))
+    return added

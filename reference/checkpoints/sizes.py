@@ -3,93 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.errors import LumosXError, listing
-
-RELEASED_HEAD_DIM = 128  # of every released Wan2.1 and LumosX transformer
 
 _LARGEST = 1 << 20  # no width, text length or vocabulary comes near; overflow is beyond
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-
-def transformer_config(shapes: Shapes, described: Mapping[str, Any] | None = None) -> LumosXConfig:
-    """The config of a transformer with these parameters, in LumosX names.
-
-    described: entries of a config.json (LumosX, Wan2.1 or diffusers names). Heads, text length,
-    MCAM strength and epsilon are not in the weights and are taken from it; without it heads are
-    128 wide. Raises LumosXError where the two contradict each other, or no head size fits.
-    """
-    default = LumosXConfig()
-    found = {
-        "dim": _most(
-            shapes,
-            (r"patch_embedding\.(weight|bias)", 0),
-            (r"text_embedding\.2\.(weight|bias)", 0),
-            (r"time_embedding\.2\.(weight|bias)", 0),
-            (r"head\.modulation", 2),
-            (r"blocks\.\d+\.modulation", 2),
-        ),
-        "in_dim": _most(shapes, (r"patch_embedding\.weight", 1)),
-        "ffn_dim": _most(shapes, (r"blocks\.\d+\.ffn\.0\.(weight|bias)", 0)),
-        "text_dim": _most(shapes, (r"text_embedding\.0\.weight", 1)),
-        "freq_dim": _most(shapes, (r"time_embedding\.0\.weight", 1)),
-        "num_layers": count_blocks(shapes, r"blocks\.(\d+)\."),
-    }
-    channels = _most(shapes, (r"head\.head\.(weight|bias)", 0))
-    found["out_dim"] = channels // 4 if channels else None
-    sizes = {name: size for name, size in found.items() if size}
-    about = _described(described or {}, sizes)
-    dim = sizes.get("dim", default.dim)
-    if "num_heads" not in about:
-        if dim % RELEASED_HEAD_DIM:
-            raise LumosXError(
-                f"transformer: width {dim} is not a multiple of {RELEASED_HEAD_DIM}, so its number "
-                "of heads is not known; put a config.json with num_heads beside the weights, "
-                "or give the config"
-            )
-        about["num_heads"] = dim // RELEASED_HEAD_DIM
-    return replace(
-        default,
-        **sizes,
-        **about,
-        qk_norm=any(re.fullmatch(r"blocks\.\d+\.\w+\.norm_[qk]\.weight", k) for k in shapes),
-        cross_attn_norm=any(re.fullmatch(r"blocks\.\d+\.norm3\.weight", k) for k in shapes),
-    )
-
-
-def _described(values: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
-    """What a config.json adds to the weights. Raises LumosXError where they contradict."""
-    foreign = {"num_attention_heads": "num_heads", "in_channels": "in_dim"}
-    foreign |= {"out_channels": "out_dim"}
-    known = {foreign.get(name, name): value for name, value in values.items()}
-    problems = [
-        f"{name} is {known[name]}, the weights have {size}"
-        for name, size in sizes.items()
-        if known.get(name) not in (None, size)
-    ]
-    added: dict[str, Any] = {}
-    for name, kind in (
-        ("num_heads", int),
-        ("text_len", int),
-        ("mcam_ratio", float),
-        ("eps", float),
-    ):
-        value = known.get(name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != kind(value):
-            problems.append(f"{name} must be a number, got {value!r}")
-        elif value < 0 or (kind is int and value < 1):
-            problems.append(f"{name} must be positive, got {value}")
-        else:
-            added[name] = kind(value)
-    if problems:
-        raise LumosXError(listing("config.json beside the transformer", problems))
-    return added
 
 
 def t5_sizes(shapes: Shapes, heads: int | None = None) -> dict[str, int]:

@@ -1,10 +1,5 @@
-"""Text and pixels into what the transformer reads, and latents back into pixels.
+"""Text to embeddings: what LumosX does around transformers' UMT5EncoderModel (SPEC 5)."""
 
-The text encoder is transformers' UMT5EncoderModel, the VAE diffusers' AutoencoderKLWan; this file
-holds what LumosX does around them (SPEC 5, 6). Their weights come from `encoder_weights`.
-"""
-
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,36 +9,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lumosx_rt.reference.checkpoints.bundle import Bundle, find_bundle
-from lumosx_rt.reference.encoders import spans
-from lumosx_rt.reference.encoders import tiled_decode as decode
-from lumosx_rt.reference.encoders.single_frame import planar
 from lumosx_rt.reference.encoders.weights import (
-    load_autoencoder,
     load_t5,
     load_tokenizer,
-    t5_from_wan,
-    vae_from_wan,
 )
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.scenes.words import clean_text
+from lumosx_rt.reference.scenes.words import clean_text, word_mask
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKLWan
     from transformers import UMT5EncoderModel
 
-__all__ = [
-    "TextEncoder",
-    "VideoAutoencoder",
-    "load_text_encoder",
-    "load_vae",
-    "t5_from_wan",
-    "vae_from_wan",
-]
 
 PAD_ID = 0
 END_ID = 1
-CLIP_FRAMES = 4  # pixel frames the encoder takes at a time, after the first one
-Tile = tuple[int, int]
 
 
 class TextEncoder:
@@ -92,117 +70,7 @@ class TextEncoder:
 
     def word_mask(self, prompt_ids: NDArray[np.int64], word: str) -> NDArray[np.bool_]:
         """Which prompt tokens spell a word, at every place it stands: bool [text_len] (SPEC 5)."""
-        return spans.word_mask(prompt_ids, self.tokenize(word)[0], END_ID)
-
-
-class VideoAutoencoder:
-    """Pixels in [-1, 1] to normalised latents and back (SPEC 6)."""
-
-    def __init__(self, model: "AutoencoderKLWan") -> None:
-        self.model = cast(Any, model)
-        config = self.model.config
-        if config.is_residual or config.patch_size is not None:
-            raise LumosXError("VAE: this is a Wan2.2 VAE; LumosX uses the one of Wan2.1")
-        if config.z_dim != len(config.latents_mean) or config.z_dim != len(config.latents_std):
-            raise LumosXError(
-                f"VAE: {config.z_dim} latent channels, but {len(config.latents_mean)} means and "
-                f"{len(config.latents_std)} standard deviations; give latents_mean and latents_std"
-            )
-        self.time_factor, self.space_factor = decode.scale(self.model.decoder)
-
-    @torch.no_grad()
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Clips to normalised latents: the posterior's mean, (mean - mu) / sigma, float32.
-
-        pixels: [clips, 3, frames, height, width] in [-1, 1], frames = 1 + 4k. Rows and columns
-        beyond a multiple of 8 do not reach the latents.
-        Returns [clips, 16, 1 + k, height // 8, width // 8].
-        """
-        channels, frames, height, width = pixels.shape[1:]
-        if channels != self.model.config.in_channels or min(height, width) < self.space_factor:
-            raise LumosXError(
-                f"VAE: pixels must be [clips, {self.model.config.in_channels}, frames, height, "
-                f"width] of at least {self.space_factor} pixels, got {list(pixels.shape)}"
-            )
-        if (frames - 1) % CLIP_FRAMES:
-            raise LumosXError(f"VAE: a clip has 1 + {CLIP_FRAMES}k frames, got {frames}")
-        mean, std = self._statistics(pixels.device)
-        means = [
-            self.model.encode(clip[None].to(self.model.dtype)).latent_dist.mode().float()
-            for clip in pixels
-        ]
-        return (torch.cat(means) - mean) / std
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Images to latents, each as a clip of one frame (SPEC 6).
-
-        images: [images, 3, height, width], uint8, or floating point in [-1, 1].
-        Returns [images, 16, 1, height // 8, width // 8].
-        """
-        if images.dtype == torch.uint8:
-            images = images.float() / 255 * 2 - 1
-        with planar(self.model):
-            return self.encode(images[:, :, None])
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor, tile: Tile | None = None) -> Tensor:
-        """Latents to pixels in [-1, 1], float32 [clips, 3, 1 + 4k, 8 * rows, 8 * columns].
-
-        latents: [clips, 16, 1 + k, rows, columns], normalised. tile: (rows, columns) in latent
-        cells, for less memory and the same pixels.
-        """
-        pixels = latents.new_empty(self._pixels_of(latents), dtype=torch.float32)
-        for piece in decode.pieces(self.model, self._denormalised(latents), tile):
-            pixels[:, :, *piece[:3]] = piece.pixels.float().clamp(-1, 1)
-        return pixels
-
-    @torch.no_grad()
-    def decode_chunks(self, latents: Tensor, tile: Tile | None = None) -> Iterator[Tensor]:
-        """`decode` in pieces of time: yields [clips, 3, 1 or 4, height, width] as they are made."""
-        for pixels in decode.chunks(self.model, self._denormalised(latents), tile):
-            yield pixels.float().clamp(-1, 1)
-
-    @torch.no_grad()
-    def decode_frames_uint8(self, latents: Tensor, tile: Tile | None = None) -> NDArray[np.uint8]:
-        """One clip as frames of a file: uint8 [frames, height, width, 3], truncated (SPEC 8).
-
-        latents: [16, 1 + k, rows, columns], or the same with one clip in front. Raises LumosXError
-        if a pixel is not a finite number.
-        """
-        clip = latents if latents.dim() == 5 else latents[None]
-        channels, frames, height, width = self._pixels_of(clip)[1:]
-        out = np.empty((frames, height, width, channels), np.uint8)
-        for piece in decode.pieces(self.model, self._denormalised(clip), tile):
-            if not torch.isfinite(piece.pixels).all():
-                raise LumosXError("VAE: decoded pixels are not finite; the latents are no video")
-            values = (piece.pixels[0].float().clamp(-1, 1) + 1) / 2 * 255
-            out[piece[:3]] = values.permute(1, 2, 3, 0).to("cpu", torch.uint8).numpy()
-        return out
-
-    def _pixels_of(self, latents: Tensor) -> tuple[int, int, int, int, int]:
-        """The shape of the pixels that latents decode to."""
-        if latents.dim() != 5 or latents.shape[1] != self.model.config.z_dim:
-            raise LumosXError(
-                f"VAE: latents must be [clips, {self.model.config.z_dim}, frames, rows, columns], "
-                f"got {list(latents.shape)}"
-            )
-        clips, _, frames, rows, columns = latents.shape
-        space = self.space_factor
-        frames = 1 + (frames - 1) * self.time_factor
-        return clips, int(self.model.config.out_channels), frames, rows * space, columns * space
-
-    def _denormalised(self, latents: Tensor) -> Tensor:
-        self._pixels_of(latents)
-        mean, std = self._statistics(latents.device)
-        return (latents.float() * std + mean).to(self.model.dtype)
-
-    def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        config = self.model.config
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1, 1)
-            for values in (config.latents_mean, config.latents_std)
-        )
-        return mean, std
+        return word_mask(prompt_ids, self.tokenize(word)[0], END_ID)
 
 
 def load_text_encoder(
@@ -215,21 +83,3 @@ def load_text_encoder(
     bundle = source if isinstance(source, Bundle) else find_bundle(source)
     tokenizer = load_tokenizer(bundle.require("tokenizer").path)
     return TextEncoder(load_t5(bundle.require("text_encoder"), dtype), tokenizer, text_len)
-
-
-def load_vae(
-    source: Bundle | str | Path,
-    dtype: torch.dtype | None = torch.float32,
-    released_precision: bool = False,
-) -> VideoAutoencoder:
-    """The VAE of a bundle, in any layout (SPEC 10).
-
-    released_precision: weights rounded to bfloat16, arithmetic in float32 (SPEC 8).
-    Raises LumosXError if it is missing, damaged or foreign.
-    """
-    bundle = source if isinstance(source, Bundle) else find_bundle(source)
-    model: Any = load_autoencoder(bundle.require("vae"), dtype)
-    if released_precision:
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(torch.bfloat16).to(torch.float32)
-    return VideoAutoencoder(model)

@@ -3,6 +3,9 @@
 import html
 import re
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 
 def clean_text(text: str) -> str:
     """Captions and words are cleaned the same way: encoding, entities, white space (SPEC 5).
@@ -22,3 +25,30 @@ NEGATIVE_PROMPT = (
     "低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，"
     "毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
 )
+
+
+def find_spans(sequence: ArrayLike, pattern: ArrayLike) -> NDArray[np.bool_]:
+    """Marks every contiguous occurrence of `pattern` in `sequence`, overlaps included (SPEC 5).
+
+    sequence: ids [length]. pattern: ids [words]; an empty one occurs nowhere.
+    Returns bool [length].
+    """
+    ids, wanted = np.asarray(sequence), np.asarray(pattern)
+    mask = np.zeros(len(ids), np.bool_)
+    if not 0 < len(wanted) <= len(ids):
+        return mask
+    windows = np.lib.stride_tricks.sliding_window_view(ids, len(wanted))
+    starts = np.flatnonzero((windows == wanted).all(axis=1))
+    mask[(starts[:, None] + np.arange(len(wanted))).ravel()] = True
+    return mask
+
+
+def word_mask(prompt_ids: ArrayLike, word_ids: ArrayLike, eos_id: int) -> NDArray[np.bool_]:
+    """Which prompt tokens spell a word: bool [text_len] (SPEC 5).
+
+    word_ids: the word tokenised alone; it is cut at its first end token, and a word of which
+    nothing is left is found nowhere.
+    """
+    word = np.asarray(word_ids)
+    ends = np.flatnonzero(word == eos_id)
+    return find_spans(prompt_ids, word[: ends[0]] if len(ends) else word)

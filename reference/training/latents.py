@@ -19,12 +19,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lumosx_rt.reference.encoders.umt5 import (
-    TextEncoder,
-    VideoAutoencoder,
-    load_text_encoder,
-    load_vae,
-)
+from lumosx_rt.reference.encoders.umt5 import TextEncoder, load_text_encoder
+from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder, load_vae
 from lumosx_rt.reference.errors import LumosXError, listing
 from lumosx_rt.reference.files import read_json, replacing
 from lumosx_rt.reference.mechanisms.lumosx.binding import word_masks

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from lumosx_rt.reference.backbones.loading import save_bundle
+from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.training.budget import plan
 from lumosx_rt.reference.training.curve import draw_curve
 from lumosx_rt.reference.training.latents import prepare_caches

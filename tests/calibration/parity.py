@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from lumosx_rt.calibration.apply.simulate import Simulation
 from lumosx_rt.calibration.calibration_file import Calibration
 from lumosx_rt.calibration.samples import moments_of, velocity_of
+from lumosx_rt.calibration.simulate import Simulation
 from lumosx_rt.calibration.sites import is_attention
 from lumosx_rt.reference.backbones.ops import QKV
 from tests.calibration import toys

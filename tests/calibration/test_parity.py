@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lumosx_rt.calibration.apply import simulate
-from lumosx_rt.calibration.apply.simulate import Simulation
+from lumosx_rt.calibration import simulate
 from lumosx_rt.calibration.samples import moments_of, velocity_of
 from lumosx_rt.calibration.scheme import Scheme
+from lumosx_rt.calibration.simulate import Simulation
 from lumosx_rt.calibration.sites import sites_of
 from tests.calibration import parity, toys
 

@@ -8,7 +8,8 @@ from PIL import Image
 
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.encoders.random import random_components
-from lumosx_rt.reference.encoders.umt5 import TextEncoder, VideoAutoencoder
+from lumosx_rt.reference.encoders.umt5 import TextEncoder
+from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder
 from lumosx_rt.reference.scenes.scene import Reference, Scene, Subject
 from lumosx_rt.reference.scenes.video_size import VideoSize
 

@@ -18,8 +18,8 @@ from lumosx_rt.reference.backbones import ops
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.ops import Ops, WordBias
 from lumosx_rt.reference.backbones.wan import LumosX, time_sinusoid
-from lumosx_rt.reference.encoders.spans import find_spans, word_mask
-from lumosx_rt.reference.encoders.umt5 import VideoAutoencoder, t5_from_wan, vae_from_wan
+from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder
+from lumosx_rt.reference.encoders.weights import t5_from_wan, vae_from_wan
 from lumosx_rt.reference.mechanisms.lumosx.binding import word_template
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.mechanisms.lumosx.structure import (
@@ -31,6 +31,7 @@ from lumosx_rt.reference.mechanisms.lumosx.structure import (
 from lumosx_rt.reference.sampling import flow
 from lumosx_rt.reference.scenes.images import fit_image, to_unit
 from lumosx_rt.reference.scenes.scene import Scene
+from lumosx_rt.reference.scenes.words import find_spans, word_mask
 
 ROOT = Path(os.environ.get("LUMOSX_GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
 INDEX = json.loads((ROOT / "index.json").read_text())

@@ -15,7 +15,7 @@ import importlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from lumosx_rt.artifact import user_cache as cache
 from lumosx_rt.artifact.manifest import Manifest
@@ -25,8 +25,6 @@ from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.scenes.video_size import VideoSize
 
-Provider = Literal["auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx"]
-PROVIDERS: tuple[str, ...] = get_args(Provider)
 NAMES = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",

@@ -11,14 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lumosx_rt.backends.onnxruntime.providers import (
-    COMPILING,
-    NAMES,
-    PROVIDERS,
-    Provider,
-    Serving,
-    open_session,
-)
+from lumosx_rt.backends.common.devices import PROVIDERS, Provider
+from lumosx_rt.backends.onnxruntime.providers import COMPILING, NAMES, Serving, open_session
 from lumosx_rt.export.program import INPUTS, OUTPUT, check_shapes
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.sampling.inputs import Denoiser, Inputs

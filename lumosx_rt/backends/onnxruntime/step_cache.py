@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lumosx_rt.backends.onnxruntime.providers import COMPILING, Provider, open_session
+from lumosx_rt.backends.common.devices import Provider
+from lumosx_rt.backends.onnxruntime.providers import COMPILING, open_session
 from lumosx_rt.backends.onnxruntime.run import Given, chosen, described, run, session_options
 from lumosx_rt.export.onnx import split as cut
 from lumosx_rt.export.onnx.named_values import video_of

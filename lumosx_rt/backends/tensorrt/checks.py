@@ -12,7 +12,7 @@ import torch
 
 from lumosx_rt.artifact import user_cache as cache
 from lumosx_rt.artifact.manifest import PLAN, Manifest
-from lumosx_rt.backends.torch.checks import device_facts
+from lumosx_rt.backends.common.devices import device_facts
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import sha256_of
 

@@ -14,18 +14,17 @@ from typing import Any, ClassVar
 from lumosx_rt.artifact import user_cache as cache
 from lumosx_rt.artifact.manifest import PLAN
 from lumosx_rt.artifact.versions import versions
-from lumosx_rt.backends.onnxruntime.providers import Provider
+from lumosx_rt.backends.common.devices import Provider
+from lumosx_rt.backends.common.forward_parity import FORWARD_CASES
 from lumosx_rt.backends.tensorrt.checks import (
     BACKEND,
     declare_plugins,
     gpu_here,
     import_tensorrt,
 )
-from lumosx_rt.backends.tensorrt_rtx.compile import DTYPES, MAX_SEEDS
 from lumosx_rt.export.limits import Limits
-from lumosx_rt.export.tensorrt.plan import Report, build_plan
+from lumosx_rt.export.tensorrt.plan import DTYPES, MAX_SEEDS, Report, build_plan
 from lumosx_rt.export.tensorrt.variants import CLASSIC, plugin_nodes
-from lumosx_rt.parity.verify import FORWARD_CASES
 from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError

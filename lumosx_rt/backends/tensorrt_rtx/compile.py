@@ -19,14 +19,14 @@ import torch
 from lumosx_rt.artifact import user_cache as cache
 from lumosx_rt.artifact.manifest import PLAN, plan_of
 from lumosx_rt.artifact.versions import versions
+from lumosx_rt.backends.common.forward_parity import forward_parity
 from lumosx_rt.backends.tensorrt_rtx.checks import BACKEND, import_tensorrt_rtx
 from lumosx_rt.backends.tensorrt_rtx.fp8 import Job, fp8_jobs, widened
 from lumosx_rt.calibration.apply.graph import check_carriable
 from lumosx_rt.calibration.calibration_file import Calibration
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.program import LIMITS
-from lumosx_rt.export.tensorrt.plan import Report, attention_sites, build_plan
-from lumosx_rt.parity.verify import forward_parity
+from lumosx_rt.export.tensorrt.plan import DTYPES, MAX_SEEDS, Report, attention_sites, build_plan
 from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
@@ -41,10 +41,8 @@ REFUSED = {
         ("sm_90", "sm_100", "sm_103"), "TensorRT-RTX compiles for no such datacenter GPU"
     ),
 }
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FP8_TARGETS = ("sm_89", "sm_120", "sm_121")  # that compute in fp8
 BUCKETS = (4, 16)
-MAX_SEEDS = 4
 OPSET = 23
 
 

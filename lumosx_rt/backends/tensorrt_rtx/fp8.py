@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 
 from lumosx_rt.artifact.manifest import plan_of
-from lumosx_rt.backends.fp8_layers import layer_parity, products_of
+from lumosx_rt.backends.common.forward_parity import FORWARD_CASES, forward_parity
+from lumosx_rt.backends.common.fp8_layers import layer_parity, products_of
 from lumosx_rt.backends.onnxruntime.run import OnnxRuntimeBackend
 from lumosx_rt.calibration.apply.graph import carried
 from lumosx_rt.calibration.calibration_file import Calibration
@@ -22,7 +23,6 @@ from lumosx_rt.export.onnx.graph import OPSETS, export_onnx
 from lumosx_rt.export.onnx.ops import PLAN_OPS, QDQ_NODES
 from lumosx_rt.export.tensorrt.padded_keys import SLOTS, padded_rectangle, slots_of, with_slots
 from lumosx_rt.export.tensorrt.plan import Fp8, Report
-from lumosx_rt.parity.verify import FORWARD_CASES, forward_parity
 from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout

@@ -4,7 +4,6 @@ Made on this machine or trusted by name, for this device and torch, with members
 the folder it is unpacked into (torch unpacks them by whatever name they have).
 """
 
-import platform
 import stat
 import zipfile
 from pathlib import Path, PurePosixPath
@@ -14,24 +13,11 @@ import torch
 
 from lumosx_rt.artifact import user_cache as cache
 from lumosx_rt.artifact.manifest import PACKAGE, Manifest
+from lumosx_rt.backends.common.devices import device_facts
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import sha256_of
 
 _REBUILD = "build it again: lumosx-rt build CHECKPOINT -o {folder} --backend torch --force"
-
-
-def device_facts(device: str) -> dict[str, Any]:
-    """What a package is compiled for: the processor's or the GPU's instructions.
-
-    device: "cpu" or "cuda", which becomes {"name", "machine"} and "instructions" or "capability".
-    """
-    machine = platform.machine()
-    if device == "cpu":
-        instructions = torch.backends.cpu.get_cpu_capability()
-        return {"name": "cpu", "machine": machine, "instructions": instructions}
-    name = torch.cuda.get_device_name()
-    capability = ".".join(map(str, torch.cuda.get_device_capability()))
-    return {"name": name, "machine": machine, "capability": capability}
 
 
 def check_package(folder: Path, manifest: Manifest, *, trust: bool) -> None:

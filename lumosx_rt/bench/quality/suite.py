@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lumosx_rt.bench.folder import append_line, claim, whole_lines
-from lumosx_rt.bench.makers import MakeClip
+from lumosx_rt.bench.common.folder import append_line, claim, whole_lines
+from lumosx_rt.bench.common.makers import MakeClip
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import replacing
 from lumosx_rt.reference.world import draw, judge, looks, score, story

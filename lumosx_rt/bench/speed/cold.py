@@ -50,7 +50,7 @@ def main(words: str) -> None:
 
     import torch
 
-    from lumosx_rt.parity.verify import builtin_scenes
+    from lumosx_rt.reference.scenes.builtin import builtin_scenes
     from lumosx_rt.runtime.engine import load
     from lumosx_rt.runtime.memory import peak_memory_bytes
 

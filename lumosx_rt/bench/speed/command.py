@@ -18,9 +18,9 @@ from typing import Any
 from lumosx_rt.artifact.certificate import standing
 from lumosx_rt.artifact.manifest import MANIFEST
 from lumosx_rt.artifact.source import source_of
-from lumosx_rt.backends.onnxruntime.providers import Provider
-from lumosx_rt.bench.folder import append_line, claim, whole_lines
-from lumosx_rt.bench.machine import code_digest, machine
+from lumosx_rt.backends.common.devices import Provider
+from lumosx_rt.bench.common.folder import append_line, claim, whole_lines
+from lumosx_rt.bench.common.machine import code_digest, machine
 from lumosx_rt.bench.speed.cold import cold_request
 from lumosx_rt.bench.speed.measure import Extent, Row, Subject, cases, ceiling, measured
 from lumosx_rt.bench.speed.page import as_text, draw_page

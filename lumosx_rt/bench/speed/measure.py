@@ -22,16 +22,16 @@ from typing import Any
 import torch
 
 from lumosx_rt.backends.eager.run import EagerBackend
-from lumosx_rt.bench.machine import load_average, usable_cores
+from lumosx_rt.bench.common.machine import load_average, usable_cores
 from lumosx_rt.bench.speed.times import ratio, spread
 from lumosx_rt.export.program import model_inputs
-from lumosx_rt.parity.verify import builtin_scenes
 from lumosx_rt.reference.backbones import cost as roofline
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.metrics import relative_error
 from lumosx_rt.reference.sampling.inputs import Backend, Inputs
+from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.reference.scenes.scene import Scene
 from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.scenes.words import NEGATIVE_PROMPT

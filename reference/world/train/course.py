@@ -19,9 +19,11 @@ from typing import Any
 import torch
 
 from lumosx_rt.reference.backbones.config import PRESETS
-from lumosx_rt.reference.backbones.loading import load_transformer, save_bundle
+from lumosx_rt.reference.backbones.loading import load_transformer
+from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.encoders.single_frame import planar
-from lumosx_rt.reference.encoders.umt5 import load_text_encoder, load_vae
+from lumosx_rt.reference.encoders.umt5 import load_text_encoder
+from lumosx_rt.reference.encoders.wan_vae import load_vae
 from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.training.pipeline import Told, make_bundle, silent
 from lumosx_rt.reference.training.recipe import Recipe, Stage

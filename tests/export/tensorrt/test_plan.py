@@ -9,11 +9,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from lumosx_rt.backends.common.forward_parity import forward_parity
 from lumosx_rt.backends.onnxruntime.run import OnnxRuntimeBackend
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.onnx.float32_copy import widen
 from lumosx_rt.export.tensorrt.plan import attention_sites, build_plan
-from lumosx_rt.parity.verify import forward_parity
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX

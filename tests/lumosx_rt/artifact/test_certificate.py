@@ -16,9 +16,10 @@ from lumosx_rt.artifact.report import read_report
 from lumosx_rt.backends.eager.run import EagerBackend
 from lumosx_rt.parity.comparison import comparison_picture
 from lumosx_rt.parity.quirks import QUIRKS, TIME, check_quirks
-from lumosx_rt.parity.verify import builtin_scenes, verify
+from lumosx_rt.parity.verify import verify
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.scenes.builtin import builtin_scenes
 
 SIZE = rt.VideoSize(5, 32, 48)
 TILED = rt.VideoSize(5, 80, 144)  # tokens of 5 x 9: a tile ends beside the frame

@@ -10,23 +10,24 @@ import torch
 import lumosx_rt as rt
 from lumosx_rt.artifact.manifest import CALIBRATION, GRAPH, check_files, plan_of, read_manifest
 from lumosx_rt.artifact.report import read_report
+from lumosx_rt.backends.common.fp8_layers import products_of
 from lumosx_rt.backends.eager.run import EagerBackend
-from lumosx_rt.backends.fp8_layers import products_of
 from lumosx_rt.backends.tensorrt_rtx import fp8 as fp8_plans
 from lumosx_rt.backends.tensorrt_rtx.buckets import BucketedBackend
 from lumosx_rt.calibration.calibration_file import read_calibration
-from lumosx_rt.cli.inspect import inspect
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.program import model_inputs
 from lumosx_rt.export.tensorrt import plan as tensorrt
 from lumosx_rt.export.tensorrt.padded_keys import with_slots
 from lumosx_rt.export.tensorrt.plan import Fp8, attention_sites
-from lumosx_rt.parity.verify import ROUNDED_GATE, builtin_scenes, verify
+from lumosx_rt.parity.verify import ROUNDED_GATE, verify
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.metrics import relative_error
 from lumosx_rt.reference.sampling.inputs import Inputs
+from lumosx_rt.reference.scenes.builtin import builtin_scenes
+from lumosx_rt.runtime.describe import describe
 from tests.conftest import built
 
 SIZE = rt.VideoSize(5, 32, 48)
@@ -237,7 +238,7 @@ def test_a_checkpoint_becomes_a_plan_for_each_bucket(planned):
         }
         assert plan["layers"]["products"]["FP8"] == 30 and plan["bytes"] > 1 << 20
     assert build["fp8"]["products"] == 30 and build["fp8"]["worst_product"] < 1e-6
-    shown = inspect(planned.folder, SIZE)
+    shown = describe(planned.folder, SIZE)
     assert shown["buckets"] == build["buckets"]
     told = (planned.folder / "report.md").read_text("utf-8")
     assert "| references up to | plan, MiB | 8-bit products | 8-bit attention |" in told

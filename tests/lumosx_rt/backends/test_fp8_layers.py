@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from lumosx_rt.artifact.manifest import GRAPH
-from lumosx_rt.backends.fp8_layers import layer_parity, products_of
+from lumosx_rt.backends.common.fp8_layers import layer_parity, products_of
 from lumosx_rt.calibration.calibration_file import read_calibration
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.errors import LumosXError

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lumosx_rt.bench.makers import Sampling, by_vae, sampled
+from lumosx_rt.bench.common.makers import Sampling, by_vae, sampled
 from lumosx_rt.bench.quality.page import choose, draw_page
 from lumosx_rt.bench.quality.suite import (
     Result,
@@ -18,7 +18,7 @@ from lumosx_rt.bench.quality.suite import (
     world_sha256,
 )
 from lumosx_rt.bench.quality.table import as_text, compare, summarise
-from lumosx_rt.cli.bench import bench
+from lumosx_rt.bench.run import bench
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.world import draw
 from lumosx_rt.reference.world.scene_lists import BINDING, BINDING_CI
@@ -262,7 +262,7 @@ def test_against_a_file_without_results_is_refused(tmp_path):
 
 
 def test_what_a_killed_run_left_half_written_goes(tmp_path):
-    from lumosx_rt.bench.folder import claim
+    from lumosx_rt.bench.common.folder import claim
 
     claim(tmp_path / "run", {"a": 1})
     half = tmp_path / "run" / "clips" / ".scene.png.4964.partial"

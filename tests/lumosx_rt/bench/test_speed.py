@@ -12,6 +12,7 @@ import torch
 
 from lumosx_rt.artifact.manifest import read_manifest
 from lumosx_rt.artifact.report import write_report
+from lumosx_rt.bench.run import bench
 from lumosx_rt.bench.speed import cold
 from lumosx_rt.bench.speed import command as speed_command
 from lumosx_rt.bench.speed import page as speed_page
@@ -26,11 +27,10 @@ from lumosx_rt.bench.speed.measure import (
     measured,
 )
 from lumosx_rt.bench.speed.times import percentile, ratio, spread
-from lumosx_rt.cli.bench import bench
 from lumosx_rt.drawing import charts
-from lumosx_rt.parity.verify import builtin_scenes
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import sha256_of
+from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.runtime.engine import Engine
 
 SETTINGS = {"steps": 2, "shift": 3.0, "guidance": 5.0}

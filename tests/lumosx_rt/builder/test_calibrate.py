@@ -13,7 +13,7 @@ from lumosx_rt.calibration.calibration_file import read_calibration
 from lumosx_rt.calibration.samples import LISTS, find_scenes
 from lumosx_rt.calibration.scheme import Scheme
 from lumosx_rt.reference.backbones.config import LumosXConfig
-from lumosx_rt.reference.backbones.loading import save_bundle
+from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.encoders.random import random_components
 from lumosx_rt.reference.errors import LumosXError
 from tests.helpers import toy

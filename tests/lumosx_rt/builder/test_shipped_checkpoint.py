@@ -9,9 +9,9 @@ import pytest
 import lumosx_rt as rt
 from lumosx_rt.artifact.certificate import digest_of
 from lumosx_rt.artifact.report import read_report
-from lumosx_rt.bench.makers import Sampling, reference_engine
+from lumosx_rt.bench.common.makers import Sampling, reference_engine
 from lumosx_rt.bench.quality.suite import read_clip, read_results
-from lumosx_rt.cli.bench import bench
+from lumosx_rt.bench.run import bench
 from lumosx_rt.reference.world import score
 from lumosx_rt.reference.world.judge import judge
 from lumosx_rt.reference.world.scene_lists import BINDING_CI

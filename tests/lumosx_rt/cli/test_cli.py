@@ -197,7 +197,7 @@ def test_doctor_reports_and_fails_where_something_is_missing(run, monkeypatch):
     done = program("doctor", "--json")
     facts = json.loads(done.stdout)
     assert done.returncode == 0 and facts["problems"] == [] and facts["packages"]["torch"]
-    from lumosx_rt.cli import doctor
+    from lumosx_rt.runtime import doctor
 
     monkeypatch.setitem(doctor.CHECKS, "h264_encoder", lambda: 1 / 0)
     done = run("doctor", "--json", code=1)

@@ -8,7 +8,8 @@ from PIL import Image
 
 from lumosx_rt.drawing import contact_sheet as pictures
 from lumosx_rt.drawing import typesetting
-from lumosx_rt.drawing.contact_sheet import attention_blocks, contact_sheet, layout_picture
+from lumosx_rt.drawing.contact_sheet import contact_sheet
+from lumosx_rt.drawing.layout import attention_blocks, layout_picture
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 

@@ -12,15 +12,18 @@ from typer.testing import CliRunner
 import lumosx_rt as rt
 from lumosx_rt.artifact.manifest import check_files
 from lumosx_rt.artifact.source import random_transformer
+from lumosx_rt.backends.common.forward_parity import FORWARD_CASES, forward_parity
 from lumosx_rt.backends.eager.run import EagerBackend
 from lumosx_rt.backends.onnxruntime.run import OnnxRuntimeBackend
 from lumosx_rt.cli.main import app
-from lumosx_rt.parity.verify import FORWARD_CASES, GATES, builtin_scenes, forward_parity, verify
-from lumosx_rt.reference.backbones.loading import load_transformer, save_bundle
+from lumosx_rt.parity.verify import GATES, verify
+from lumosx_rt.reference.backbones.loading import load_transformer
+from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.metrics import peak_signal_to_noise, relative_error
 from lumosx_rt.reference.sampling import denoise as runtime
+from lumosx_rt.reference.scenes.builtin import builtin_scenes
 
 SIZE = rt.VideoSize(5, 32, 48)
 SIZE_OPTIONS = ["--frames", "5", "--height", "32", "--width", "48"]

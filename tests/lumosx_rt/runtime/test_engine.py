@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 import lumosx_rt as rt
-from lumosx_rt.parity.verify import builtin_scenes
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.reference.scenes.scene import Reference, Scene, Subject
 from lumosx_rt.reference.scenes.words import NEGATIVE_PROMPT
 from tests.helpers import oracle

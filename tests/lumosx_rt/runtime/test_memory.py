@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import lumosx_rt as rt
-from lumosx_rt.parity.verify import builtin_scenes
 from lumosx_rt.reference.backbones.config import PRESETS
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.metrics import relative_error
+from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.runtime import memory
 from lumosx_rt.runtime.memory import Job, parse_bytes
 from lumosx_rt.runtime.request_cache import Remembered

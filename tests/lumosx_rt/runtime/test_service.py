@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import lumosx_rt as rt
-from lumosx_rt.parity.verify import builtin_scenes
 from lumosx_rt.reference.errors import Flat, NotFinite
 from lumosx_rt.reference.metrics import relative_error
+from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.runtime.service import Service
 
 NONE, ONE, TWO = builtin_scenes()

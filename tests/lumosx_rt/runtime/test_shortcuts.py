@@ -17,7 +17,6 @@ import lumosx_rt as rt
 from lumosx_rt.artifact.manifest import GRAPH, read_manifest
 from lumosx_rt.backends.onnxruntime.step_cache import CachingBackend
 from lumosx_rt.export.onnx.named_values import keys_of
-from lumosx_rt.parity.verify import builtin_scenes
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.ops import QKV, Ops, self_attention
 from lumosx_rt.reference.backbones.wan import LumosX
@@ -26,6 +25,7 @@ from lumosx_rt.reference.sampling.denoise import calls_of, denoise
 from lumosx_rt.reference.sampling.inputs import Inputs
 from lumosx_rt.reference.sampling.request import Request
 from lumosx_rt.reference.sampling.shortcuts import Lossy
+from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.runtime import memory
 
 STEPS = 6

@@ -20,11 +20,13 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from transformers import UMT5EncoderModel
 
 from lumosx_rt.reference.backbones.config import LumosXConfig
-from lumosx_rt.reference.backbones.loading import load_state, load_transformer, save_bundle
+from lumosx_rt.reference.backbones.loading import load_state, load_transformer
+from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.checkpoints.bundle import find_bundle
 from lumosx_rt.reference.encoders import random as tiny
-from lumosx_rt.reference.encoders.umt5 import load_text_encoder, load_vae
+from lumosx_rt.reference.encoders.umt5 import load_text_encoder
+from lumosx_rt.reference.encoders.wan_vae import load_vae
 from lumosx_rt.reference.errors import LumosXError
 
 GOLDEN = Path(os.environ.get("LUMOSX_GOLDEN_DIR", Path(__file__).parents[2] / "golden"))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lumosx_rt.reference.backbones.config import PRESETS, LumosXConfig
-from lumosx_rt.reference.backbones.loading import save_bundle
+from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.backbones.wan import LumosX, time_sinusoid
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.mechanisms.lumosx.structure import structure_of

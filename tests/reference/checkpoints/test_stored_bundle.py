@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lumosx_rt.reference.backbones.config import LumosXConfig
-from lumosx_rt.reference.backbones.loading import load_transformer, save_bundle
+from lumosx_rt.reference.backbones.loading import load_transformer
+from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 

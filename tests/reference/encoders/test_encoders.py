@@ -15,13 +15,9 @@ from transformers import UMT5Config, UMT5EncoderModel
 from lumosx_rt.reference.checkpoints import key_names as keymaps
 from lumosx_rt.reference.encoders import random as tiny
 from lumosx_rt.reference.encoders import tiled_decode as decode
-from lumosx_rt.reference.encoders.umt5 import (
-    TextEncoder,
-    VideoAutoencoder,
-    t5_from_wan,
-    vae_from_wan,
-)
-from lumosx_rt.reference.encoders.weights import load_tokenizer
+from lumosx_rt.reference.encoders.umt5 import TextEncoder
+from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder
+from lumosx_rt.reference.encoders.weights import load_tokenizer, t5_from_wan, vae_from_wan
 from lumosx_rt.reference.errors import LumosXError
 
 GOLDEN = Path(os.environ.get("LUMOSX_GOLDEN_DIR", Path(__file__).parents[2] / "golden"))

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from lumosx_rt.reference.backbones.loading import load_transformer, save_bundle
+from lumosx_rt.reference.backbones.loading import load_transformer
+from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.training.batches import batch_at

@@ -16,9 +16,10 @@ import torch
 
 import lumosx_rt as rt
 from lumosx_rt.artifact.manifest import GRAPH, FileRecord, read_manifest, record_files
+from lumosx_rt.backends.common.devices import PROVIDERS
 from lumosx_rt.backends.eager.run import EagerBackend
 from lumosx_rt.backends.loading import load_backend
-from lumosx_rt.backends.onnxruntime.providers import NAMES, PROVIDERS, serving_of
+from lumosx_rt.backends.onnxruntime.providers import NAMES, serving_of
 from lumosx_rt.export.program import INPUTS, OUTPUT, check_shapes
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.errors import LumosXError

@@ -21,10 +21,10 @@ from lumosx_rt.artifact.manifest import (
 from lumosx_rt.artifact.report import read_report
 from lumosx_rt.backends.compiler import compiler_of
 from lumosx_rt.backends.tensorrt_rtx.compile import TARGETS
-from lumosx_rt.cli.inspect import inspect
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.tensorrt.plan import attention_sites
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.runtime.describe import describe
 
 trt = pytest.importorskip("tensorrt_rtx")
 HERE = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -99,7 +99,7 @@ def test_the_report_says_what_was_compared_and_that_the_plan_was_not_run(planned
 
 
 def test_inspect_shows_the_layer_table(planned, run):
-    facts = inspect(planned.folder, rt.VideoSize(5, 32, 48))
+    facts = describe(planned.folder, rt.VideoSize(5, 32, 48))
     assert facts["layers"] == read_report(planned.folder)["build"]["layers"]
     assert facts["device"] == {"targets": "sm_89,sm_120"}
     shown = run("inspect", planned.folder).stdout

@@ -11,7 +11,7 @@ import torch
 
 import lumosx_rt as rt
 from lumosx_rt.artifact.manifest import PACKAGE, read_manifest, record_files
-from lumosx_rt.backends.compiler import TorchCompiler
+from lumosx_rt.backends.torch.compile import TorchCompiler
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.errors import LumosXError
@@ -222,7 +222,7 @@ def test_without_a_compiler_nothing_is_begun(micro_bundle, idle, tmp_path, monke
     text = refusal(rt.build, micro_bundle, tmp_path / "engine", backend="torch")
     assert "g++" in text and "CXX" in text and "--backend onnxruntime" in text
     assert not list(tmp_path.iterdir())
-    from lumosx_rt.cli.doctor import examine
+    from lumosx_rt.runtime.doctor import examine
 
     assert "g++" in examine()["cpp_compiler"]
 

@@ -10,12 +10,13 @@ import lumosx_rt as rt
 from lumosx_rt.artifact import user_cache as cache
 from lumosx_rt.artifact.manifest import PACKAGE, check_files, read_manifest
 from lumosx_rt.artifact.report import read_report
-from lumosx_rt.backends.compiler import DTYPES
+from lumosx_rt.backends.common.devices import device_facts
+from lumosx_rt.backends.common.forward_parity import forward_parity
 from lumosx_rt.backends.eager.run import EagerBackend
-from lumosx_rt.backends.torch.checks import device_facts
-from lumosx_rt.bench.makers import Sampling, sampled
+from lumosx_rt.backends.torch.compile import DTYPES
+from lumosx_rt.bench.common.makers import Sampling, sampled
 from lumosx_rt.export.program import model_inputs
-from lumosx_rt.parity.verify import ROUNDED_GATE, builtin_scenes, forward_parity, verify
+from lumosx_rt.parity.verify import ROUNDED_GATE, verify
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
@@ -25,6 +26,7 @@ from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
 from lumosx_rt.reference.metrics import relative_error
 from lumosx_rt.reference.sampling.denoise import denoise
 from lumosx_rt.reference.sampling.inputs import Inputs
+from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.reference.world.story import story
 
 SIZE = rt.VideoSize(5, 32, 48)

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lumosx_rt.reference.encoders import random as tiny
-from lumosx_rt.reference.encoders.umt5 import TextEncoder, VideoAutoencoder
+from lumosx_rt.reference.encoders.umt5 import TextEncoder
+from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.mechanisms.lumosx.binding import Binding, bind, word_masks, word_template
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from lumosx_rt.reference.backbones.loading import load_transformer
-from lumosx_rt.reference.encoders.umt5 import load_text_encoder, load_vae
+from lumosx_rt.reference.encoders.umt5 import load_text_encoder
+from lumosx_rt.reference.encoders.wan_vae import load_vae
 from lumosx_rt.reference.world.train.autoencoder import Lesson, new_autoencoder, train_autoencoder
 from lumosx_rt.reference.world.train.captions import TEXT_LEN
 from lumosx_rt.reference.world.train.course import TINY, Course, Phase

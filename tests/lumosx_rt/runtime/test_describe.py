@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import lumosx_rt as rt
-from lumosx_rt.cli import doctor
-from lumosx_rt.cli.inspect import as_text, inspect, occurrences
-from lumosx_rt.parity.verify import builtin_scenes
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.scenes.builtin import builtin_scenes
+from lumosx_rt.runtime import doctor
+from lumosx_rt.runtime.describe import as_text, describe, occurrences
 
 SIZE = rt.VideoSize(9, 64, 96)  # 3 x 4 x 6 tokens
 NONE, ONE, TWO = builtin_scenes()
@@ -30,7 +30,7 @@ def refusal(call, *args, **options) -> str:
 
 
 def test_an_engine_says_what_its_manifest_says(tiny):
-    facts = inspect(tiny.folder, SIZE)
+    facts = describe(tiny.folder, SIZE)
     manifest = json.loads((tiny.folder / "manifest.json").read_text(encoding="utf-8"))
     assert facts["kind"] == "engine"
     for name in ("backend", "precision", "model", "checkpoint", "layouts", "defaults", "versions"):
@@ -48,13 +48,13 @@ def test_an_engine_says_whether_it_was_verified(micro, copied):
     entries = {"steps": 1, "guidance": 1.0, "gate": 1.0, "scenes": []}
     for passed in (True, False):
         report.write_text(json.dumps({"verify": entries | {"passed": passed}}))
-        assert inspect(folder, SIZE)["verified"] is passed
+        assert describe(folder, SIZE)["verified"] is passed
     for text in ('{"verify": 3}', '{"verify": {}}', '{"build": [1]}', "[1]", "{", ""):
         report.write_text(text)
-        facts = inspect(folder, SIZE)
+        facts = describe(folder, SIZE)
         assert facts["verified"] is None and facts["operators"] == {}
     report.unlink()
-    assert inspect(folder, SIZE)["verified"] is None
+    assert describe(folder, SIZE)["verified"] is None
 
 
 def test_a_damaged_engine_is_an_error(micro, copied):
@@ -74,7 +74,7 @@ def test_an_engine_has_no_one_layout_to_draw(micro, tmp_path):
 
 
 def test_a_scene_says_its_words_and_its_layout(tmp_path):
-    facts = inspect(TWO.save(tmp_path / "scene"), SIZE)
+    facts = describe(TWO.save(tmp_path / "scene"), SIZE)
     assert facts["kind"] == "scene" and facts["name"] == "two-subjects"
     assert facts["layout"] == "3x4x6+1+3.2" and facts["references"] == 6
     assert facts["tokens"] == 9 * 24 and facts["video_tokens"] == 72 and facts["frame_tokens"] == 24
@@ -99,7 +99,7 @@ def test_all_errors_of_a_scene_are_facts(tmp_path):
     )
     (folder / "subjects" / "2" / "face_man.png").write_bytes(b"no picture")
     (folder / "subjects" / "3").mkdir()
-    facts = inspect(folder, SIZE)
+    facts = describe(folder, SIZE)
     text = "\n".join(facts["errors"])
     assert "'cat'" in text and "face_man.png" in text and "subject 3" in text
     assert len(facts["errors"]) == 3
@@ -111,8 +111,8 @@ def test_a_scene_file_and_the_folder_it_lies_in_are_the_same(tmp_path):
         'name = "written"\ncaption = "A man."\n'
         '[[subjects]]\nreferences = [{word = "man", image = "subjects/2/face_man.png"}]\n'
     )
-    facts = inspect(folder / "scene.toml", SIZE)
-    assert facts == inspect(folder, SIZE)
+    facts = describe(folder / "scene.toml", SIZE)
+    assert facts == describe(folder, SIZE)
     assert facts["name"] == "written" and facts["layout"] == "3x4x6+0+1"
 
 
@@ -120,7 +120,7 @@ def test_a_scene_file_and_the_folder_it_lies_in_are_the_same(tmp_path):
 def test_a_layout_is_drawn_whole_or_not_at_all(tmp_path, monkeypatch, what):
     path = TWO.save(tmp_path / "scene") if what == "scene" else Path("3x4x6+1+3.2")
     picture = tmp_path / "deep" / "layout.png"
-    inspect(path, SIZE, picture)
+    describe(path, SIZE, picture)
     image = Image.open(picture)
     assert image.format == "PNG" and min(image.size) > 100
     assert len(image.convert("RGB").getcolors(1 << 20)) > 5
@@ -133,7 +133,7 @@ def test_a_layout_is_drawn_whole_or_not_at_all(tmp_path, monkeypatch, what):
 
     monkeypatch.setattr(Image.Image, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        inspect(path, SIZE, picture)
+        describe(path, SIZE, picture)
     assert picture.read_bytes() == before
     assert [p.name for p in picture.parent.iterdir()] == ["layout.png"]
 
@@ -142,7 +142,7 @@ def test_a_layout_is_drawn_whole_or_not_at_all(tmp_path, monkeypatch, what):
 
 
 def test_a_layout_key_is_read(tmp_path, monkeypatch):
-    facts = inspect(Path("21x30x52+1+4.4"), SIZE)
+    facts = describe(Path("21x30x52+1+4.4"), SIZE)
     assert facts["kind"] == "layout" and facts["layout"] == "21x30x52+1+4.4"
     assert (facts["references"], facts["frame_tokens"]) == (9, 1560)
     assert (facts["video_tokens"], facts["tokens"]) == (32760, 46800)
@@ -167,7 +167,7 @@ def test_a_checkpoint_says_its_parts(micro_bundle, copied, what):
     elif what != "bundle":
         path = weights if what == "file" else weights.parent
         sizes = {"transformer": sizes["transformer"]}
-    facts = inspect(path, SIZE)
+    facts = describe(path, SIZE)
     assert facts["kind"] == "checkpoint"
     assert facts["layout"] == ("diffusers" if len(sizes) > 1 else "transformer")
     assert {name: part["bytes"] for name, part in facts["parts"].items()} == sizes

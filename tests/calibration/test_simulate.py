@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lumosx_rt.calibration.apply.simulate import SimulatedLinear, attend_e4m3, attend_rows
 from lumosx_rt.calibration.scheme import Scheme, centred
+from lumosx_rt.calibration.simulate import SimulatedLinear, attend_e4m3, attend_rows
 from lumosx_rt.kernels import quantize_kv
 from lumosx_rt.kernels.linear_fp8 import LinearFp8
 from lumosx_rt.kernels.norm_modulate import quantize_rows

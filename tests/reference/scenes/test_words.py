@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lumosx_rt.reference.encoders.spans import find_spans, word_mask
+from lumosx_rt.reference.scenes.words import find_spans, word_mask
 
 GOLDEN = Path(os.environ.get("LUMOSX_GOLDEN_DIR", Path(__file__).parents[2] / "golden"))
 

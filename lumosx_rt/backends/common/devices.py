@@ -1,0 +1,26 @@
+"""The device that compiled code is for."""
+
+import platform
+from typing import Any, Literal, get_args
+
+import torch
+
+
+def device_facts(device: str) -> dict[str, Any]:
+    """What a package is compiled for: the processor's or the GPU's instructions.
+
+    device: "cpu" or "cuda", which becomes {"name", "machine"} and "instructions" or "capability".
+    """
+    machine = platform.machine()
+    if device == "cpu":
+        instructions = torch.backends.cpu.get_cpu_capability()
+        return {"name": "cpu", "machine": machine, "instructions": instructions}
+    name = torch.cuda.get_device_name()
+    capability = ".".join(map(str, torch.cuda.get_device_capability()))
+    return {"name": name, "machine": machine, "capability": capability}
+
+
+Provider = Literal["auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx"]
+
+
+PROVIDERS: tuple[str, ...] = get_args(Provider)

@@ -1,0 +1,170 @@
+"""One AOTInductor package for one kind of processor or GPU."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lumosx_rt.artifact import user_cache as cache
+from lumosx_rt.artifact.manifest import PACKAGE
+from lumosx_rt.artifact.versions import versions
+from lumosx_rt.backends.common.compiler import Report, calibration_for
+from lumosx_rt.backends.common.devices import Provider, device_facts
+from lumosx_rt.calibration.apply.graph import carried, check_carriable
+from lumosx_rt.calibration.calibration_file import Calibration
+from lumosx_rt.export.limits import Limits
+from lumosx_rt.kernels.qdq import PLAIN
+from lumosx_rt.reference.backbones.ops import Ops
+from lumosx_rt.reference.backbones.precision import recast
+from lumosx_rt.reference.backbones.wan import LumosX
+from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.files import sha256_of
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of a package's linears and attention
+
+
+@dataclass(frozen=True)
+class TorchCompiler:
+    """One AOTInductor package for one kind of processor or GPU, and one minor version of torch."""
+
+    precision: str
+    provider: Provider
+    """Where it will run, "cpu" or "cuda"."""
+    document: Calibration | None = None
+    backend = "torch"
+    files = (PACKAGE,)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of linears and attention; in FP8, of those that stay in high precision."""
+        if self.precision == "fp8":
+            return torch.float32 if self.provider == "cpu" else torch.bfloat16
+        return DTYPES[self.precision]
+
+    @property
+    def device(self) -> dict[str, Any]:
+        return device_facts(self.provider)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"backend": self.backend, "device": self.device}
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return versions()
+
+    @property
+    def bytes_per_parameter(self) -> int:
+        # the weights lie in an object file, a library and the package before the first two go
+        return 3 * (1 if self.precision == "fp8" else self.dtype.itemsize)
+
+    @property
+    def remedy(self) -> str:
+        return "Try --precision fp32, or --backend onnxruntime"
+
+    def limits(self, defaults: dict[str, Any], max_references: int) -> Limits:
+        return Limits.any_size(max_references)
+
+    def compile(
+        self, model: LumosX, engine: Path, limits: Limits, report: Report
+    ) -> dict[str, Any]:
+        from lumosx_rt.export.aoti import compile_package
+
+        report(f"device: {', '.join(self.device.values())}")
+        if self.provider == "cuda":
+            _fast_ops(model.config.head_dim)  # or not at all
+        path, own = engine / PACKAGE, recast(model, self.dtype, self.provider)
+        with _ops(self.provider, own, self.document) as ops:
+            facts = compile_package(own, path, ops=ops, report=report)
+        cache.note_compiled(sha256_of(path))
+        return facts | {"device": self.device}
+
+    def vouches_for(self, engine: Path) -> bool:
+        return cache.compiled_here(sha256_of(engine / PACKAGE))
+
+
+def _torch_compiler(
+    precision: str | None,
+    opset: int | None,
+    device: str,
+    calibration: Path | None,
+    random: bool,
+) -> TorchCompiler:
+    if opset is not None:
+        raise LumosXError(
+            f"opset: got {opset}, a package has none; leave it away, or --backend onnxruntime"
+        )
+    if precision not in (None, "fp8", *DTYPES):
+        raise LumosXError(
+            f"precision: got '{precision}', torch takes {', '.join(DTYPES)} or fp8; fp16 is "
+            "--backend onnxruntime"
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise LumosXError("device: got 'cuda', torch finds no GPU here; accepted is --device cpu")
+    if cpp_compiler() is None:
+        raise LumosXError(
+            "backend: 'torch' compiles C++, and there is no C++ compiler here; install one "
+            "(Debian: apt install g++) or name it in CXX, or take --backend onnxruntime"
+        )
+    document = calibration_for(precision, calibration, random)
+    if device == "cpu" or not torch.cuda.is_available():
+        if document is not None:
+            check_carriable(document)
+        return TorchCompiler(precision or "fp32", "cpu", document)
+    return TorchCompiler(precision or "bf16", "cuda", document)
+
+
+def cpp_compiler() -> str | None:
+    """The C++ compiler that inductor calls, if it is there: CXX, else g++ (on a Mac clang++)."""
+    usual = "clang++" if sys.platform == "darwin" else "g++"
+    return shutil.which(os.environ.get("CXX") or usual)
+
+
+@contextmanager
+def _ops(device: Provider, model: LumosX, document: Calibration | None) -> Iterator[Ops]:
+    """The operations that are compiled: plain ones on a CPU, our kernels on a GPU. In FP8 the
+    model's linears are replaced while the block runs."""
+    if device == "cpu":
+        from lumosx_rt.export.onnx.ops import PACKAGE_OPS
+
+        if document is None:
+            yield PACKAGE_OPS
+        else:
+            with carried(model, document, PLAIN, PACKAGE_OPS) as ops:
+                yield ops
+        return
+    fast = _fast_ops(model.config.head_dim)
+    if document is None:
+        yield fast
+        return
+    from lumosx_rt.calibration.apply.kernels import on_kernels
+
+    try:
+        fp8 = on_kernels(model, document, torch.cuda.get_device_capability())
+    except ValueError as error:
+        raise _without_kernels(error) from None
+    with fp8 as ops:
+        yield ops
+
+
+def _fast_ops(head_dim: int) -> Ops:
+    """Our kernels for the GPU here. Raises LumosXError where it has none."""
+    try:
+        from lumosx_rt.kernels.fused import fused_ops
+
+        return fused_ops(torch.cuda.get_device_capability(), head_dim=head_dim)
+    except (ImportError, ValueError) as error:
+        raise _without_kernels(error) from None
+
+
+def _without_kernels(error: Exception) -> LumosXError:
+    return LumosXError(
+        f"device: the kernels for this GPU cannot be had ({error}); build with --device cpu, or "
+        "--backend onnxruntime"
+    )

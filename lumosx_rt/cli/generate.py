@@ -1,0 +1,108 @@
+"""`lumosx-rt generate`, as a command."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lumosx_rt.cli.arguments import (
+    Components,
+    Frames,
+    Height,
+    Json,
+    LossyKeys,
+    LossySkip,
+    Provider,
+    Trust,
+    Width,
+    loaded_engine,
+    shortcuts,
+    video_size,
+)
+from lumosx_rt.cli.console import progress_bar, reasons, refuse, result, say
+
+
+def generate(
+    engine: Annotated[Path, typer.Argument(help="Engine folder.")],
+    scenes: Annotated[
+        list[Path], typer.Argument(help="Prompt folders, scene.toml files, or folders of them.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for videos.")] = Path("out"),
+    steps: Annotated[int | None, typer.Option(help="Solver steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none.")] = None,
+    shift: Annotated[float | None, typer.Option(help="Shift of the noise levels.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Again for several videos.")] = None,
+    frames: Frames = None,
+    height: Height = None,
+    width: Width = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="[Wan2.1's]")] = None,
+    order: Annotated[
+        str, typer.Option(help="stable, or listing (as the file system lists, as released).")
+    ] = "stable",
+    script: Annotated[str, typer.Option(help="subject, or face (faces alone).")] = "subject",
+    components: Components = None,
+    provider: Provider = "auto",
+    trust: Trust = False,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(help="What the process may hold, like 8GiB: requests adapt, or are refused."),
+    ] = None,
+    unverified: Annotated[
+        bool, typer.Option("--unverified", help="Use an engine whose last check failed.")
+    ] = False,
+    lossy_keys: LossyKeys = 1,
+    lossy_skip: LossySkip = 0.0,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite videos.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make videos of scenes: NAME.mp4, and NAME.png with the references beside frames.
+
+    A scene that fails is reported, the others are made; the exit code is 1 then.
+
+    Example: `lumosx-rt generate engines/tiny samples/two-friends --seed 0 --seed 1 -o out`
+    """
+    with reasons("videos that were finished are kept, nothing half-made is left"):
+        from lumosx_rt.reference.scenes.scene import Scene
+        from lumosx_rt.runtime.folder import find_scenes, generate_all
+
+        paths, lossy = find_scenes(scenes), shortcuts(lossy_keys, lossy_skip)
+        say(f"loading {engine}")
+        loaded = loaded_engine(engine, components, provider, trust, max_memory, unverified, lossy)
+        if loaded.manifest.checkpoint.get("source") == "random":
+            say("note: this engine has random weights; its videos are noise in colour, by design")
+        with progress_bar() as bar:
+            tasks: dict[str, Any] = {}
+
+            def progress(name: str, state: Any) -> None:
+                if name not in tasks:
+                    tasks[name] = bar.add_task(name, total=state.steps)
+                bar.update(tasks[name], completed=state.step)
+
+            settings: dict[str, Any] = {
+                "size": video_size(loaded.manifest.defaults, frames, height, width),
+                "steps": steps,
+                "guidance": guidance,
+                "shift": shift,
+                "seeds": tuple(seed or (0,)),
+                "negative_prompt": negative_prompt,
+            }
+
+            def load(path: Path) -> Scene:
+                scene = Scene.load(path, order=order, script=script)  # type: ignore[arg-type]
+                if max_memory is not None:
+                    say(f"{scene.name}: memory: {loaded.plan(scene, **settings)}")
+                return scene
+
+            outcomes = generate_all(
+                loaded, paths, out, force=force, load=load, progress=progress, **settings
+            )
+    for outcome in outcomes:
+        for warning in outcome.warnings:
+            say(f"warning: {outcome.scene}: {warning}")
+        if outcome.error:
+            say(f"failed: {outcome.error}")
+    made = [file for outcome in outcomes for file in outcome.files]
+    result("\n".join(made), [outcome.as_dict() for outcome in outcomes], as_json)
+    failed = sum(outcome.error is not None for outcome in outcomes)
+    if failed:
+        refuse(f"{failed} of {len(outcomes)} scenes failed")
