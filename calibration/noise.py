@@ -10,12 +10,13 @@ import torch
 
 from lumosx_rt.calibration.calibration_file import Calibration, Site, scales_of
 from lumosx_rt.calibration.observe import modelopt_version, observe, weight_amax
-from lumosx_rt.calibration.samples import Example, Sampling
+from lumosx_rt.calibration.samples import Sampling
 from lumosx_rt.calibration.scheme import Scheme
 from lumosx_rt.calibration.sites import flops_of, sites_of, why_not
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.mechanisms.lumosx.binding import Binding
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.sampling.request import Request
 from lumosx_rt.reference.scenes.video_size import VideoSize
 
 LAYOUT = SceneLayout.from_key("2x2x3+1+2.1")
@@ -33,8 +34,10 @@ def noise_calibration(model: LumosX, sha256: str) -> Calibration:
     text = noise(2, config.text_len, config.text_dim)
     template = noise(LAYOUT.references, config.text_len).sign()
     references = noise(LAYOUT.references, config.in_dim, 2 * LAYOUT.height, 2 * LAYOUT.width)
-    example = Example("noise", LAYOUT, Binding(text[0], text[1], template, references), 0)
-    ranges, weights = observe(model, example, SAMPLING), weight_amax(model)
+    binding = Binding(text[0], text[1], template, references)
+    size, how = SAMPLING.size, (SAMPLING.steps, SAMPLING.shift, SAMPLING.guidance)
+    request = Request("noise", size, LAYOUT, binding, (0,), *how)
+    ranges, weights = observe(model, request, SAMPLING), weight_amax(model)
     scheme, flops = Scheme(), flops_of(config, [LAYOUT])
     return Calibration(
         model=asdict(config),

@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lumosx_rt.calibration.samples import Example, Sampling, walk
+from lumosx_rt.calibration.samples import Sampling, walk
 from lumosx_rt.calibration.scheme import centred, without_mean
 from lumosx_rt.calibration.sites import is_attention, operands_of, sites_of
 from lumosx_rt.reference.backbones.ops import QKV, WordBias
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
+from lumosx_rt.reference.sampling.request import Request
 
 Ranges = dict[str, dict[str, list[float | None]]]
 """Site -> operand -> amax of every timestep bin; None where nothing came by."""
@@ -118,7 +119,7 @@ class Observer:
         return self._ops.cross_attention(video_q, condition_q, k, v, bias, structure, site)
 
 
-def observe(model: LumosX, example: Example, sampling: Sampling) -> Ranges:
+def observe(model: LumosX, request: Request, sampling: Sampling) -> Ranges:
     """Samples one scene and returns what it showed. Raises LumosXError naming a site that is not
     finite."""
     observer = Observer(model, sampling.bins)
@@ -128,7 +129,7 @@ def observe(model: LumosX, example: Example, sampling: Sampling) -> Ranges:
         observer.bin = bin_of[step]
 
     with observer.watching():
-        for _ in walk(model, example, sampling, before):
+        for _ in walk(model, request, before):
             pass
     return observer.ranges()
 

@@ -3,12 +3,11 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lumosx_rt.reference.backbones.wan import LumosX
@@ -16,15 +15,16 @@ from lumosx_rt.reference.encoders.umt5 import TextEncoder
 from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder
 from lumosx_rt.reference.errors import LumosXError, listing
 from lumosx_rt.reference.files import read_json
-from lumosx_rt.reference.mechanisms.lumosx.binding import Binding, bind
-from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
-from lumosx_rt.reference.mechanisms.lumosx.structure import structure_of
-from lumosx_rt.reference.sampling.flow import guide
+from lumosx_rt.reference.sampling.denoise import denoise, guided_velocity
+from lumosx_rt.reference.sampling.eager import EagerBackend
+from lumosx_rt.reference.sampling.inputs import DEFAULT, Denoiser, Inputs
+from lumosx_rt.reference.sampling.request import Request, ValidRequest
 from lumosx_rt.reference.sampling.schedules import Schedule
-from lumosx_rt.reference.sampling.solvers import initial_noise, sample
 from lumosx_rt.reference.scenes.folder import SCENE_FILE
+from lumosx_rt.reference.scenes.prepared import prepare_scene
 from lumosx_rt.reference.scenes.scene import Scene
 from lumosx_rt.reference.scenes.video_size import VideoSize
+from lumosx_rt.reference.scenes.words import NEGATIVE_PROMPT
 from lumosx_rt.reference.world.scenes import scene_of
 from lumosx_rt.reference.world.story import Story, story
 
@@ -74,16 +74,6 @@ class Sampling:
         return [[times[part[0]], times[part[-1]]] for part in self.binned_steps]
 
 
-@dataclass(frozen=True)
-class Example:
-    """A scene, bound: what the model reads of it but noise."""
-
-    name: str
-    layout: SceneLayout
-    binding: Binding
-    seed: int
-
-
 class Moment(NamedTuple):
     """One call on the way: latents [1, channels, frames, rows, columns] at an integer time."""
 
@@ -118,11 +108,24 @@ def find_scenes(what: str, count: int | None = None) -> SceneSet:
     return SceneSet(found.name, found.sha256, found.scenes[:count], found.seeds[:count])
 
 
-def example_of(
+def request_of(
     scene: Scene, seed: int, sampling: Sampling, encoder: TextEncoder, vae: VideoAutoencoder
-) -> Example:
-    layout, binding = bind(scene, sampling.size, encoder, vae)
-    return Example(scene.name, layout, binding, seed)
+) -> Request:
+    """Prepare and bind a scene to be observed. Raises LumosXError for what is wrong with it."""
+    size = sampling.size
+    prepared = prepare_scene(scene, size.height, size.width)
+    valid = ValidRequest(
+        prepared,
+        size,
+        DEFAULT.layout(prepared, size.grid),
+        (seed,),
+        sampling.steps,
+        sampling.shift,
+        sampling.guidance,
+        NEGATIVE_PROMPT,
+    )
+    bind = valid.mechanism.bind
+    return valid.bound(bind(prepared, valid.layout, size, encoder, vae, NEGATIVE_PROMPT))
 
 
 def stratified(scenes: Sequence[Scene], count: int) -> list[int]:
@@ -134,52 +137,47 @@ def stratified(scenes: Sequence[Scene], count: int) -> list[int]:
     return sorted(i for _, i in ranked[:count])
 
 
-def velocity_of(model: LumosX, example: Example, guidance: float) -> Callable[[Moment], Tensor]:
-    """The guided velocity that a sampler asks for, in the latents' shape."""
-    streams = 1 if guidance == 1.0 else 2
-    device = model.head.head.weight.device
-    binding = example.binding
-    text = torch.stack([binding.text, binding.null_text][:streams]).to(device)
-    references, template = (
-        x.expand(streams, *x.shape).to(device) for x in (binding.references, binding.template)
-    )
-    structure = structure_of([example.layout] * streams, model.config.head_dim).to(device)
+def velocity_of(model: LumosX, request: Request, guidance: float) -> Callable[[Moment], Tensor]:
+    """The guided velocity that the sampler asks for, in the latents' shape."""
+    asked = replace(request, guidance=guidance)
+    velocity = guided_velocity(EagerBackend(model), [asked], model.config.head_dim)
+    return lambda moment: velocity(moment.latents[None], moment.time)[0]
 
-    @torch.no_grad()
-    def velocity(moment: Moment) -> Tensor:
-        latents = moment.latents.to(device).expand(streams, *moment.latents.shape)
-        time = torch.full((streams,), moment.time, device=device)
-        out: Tensor = model(latents, time, text, references, template, structure).cpu()
-        return out[0] if streams == 1 else guide(out[0], out[1], guidance)
 
-    return velocity
+class _Recorder:
+    """The reference as a backend, which keeps what every call was given."""
+
+    def __init__(self, model: LumosX, before: Callable[[int], None]) -> None:
+        self._backend, self._before = EagerBackend(model), before
+        self.calls: list[Moment] = []
+
+    def bind(self, inputs: Inputs) -> Denoiser:
+        run = self._backend.bind(inputs)
+
+        def denoise(latents: Tensor, time: int) -> Tensor:
+            self._before(len(self.calls))
+            self.calls.append(Moment(latents[0].clone(), time))
+            return run(latents, time)
+
+        return denoise
+
+    def describe(self) -> dict[str, str]:
+        return self._backend.describe()
 
 
 def walk(
-    model: LumosX,
-    example: Example,
-    sampling: Sampling,
-    before: Callable[[int], None] = lambda step: None,
+    model: LumosX, request: Request, before: Callable[[int], None] = lambda step: None
 ) -> Iterator[Moment]:
-    """Samples a scene; yields every call that was made. before: told the step that comes."""
-    channels, rows, columns = example.binding.references.shape[1:]
-    noise = initial_noise(example.seed, (channels, example.layout.video_frames, rows, columns))
-    velocity = velocity_of(model, example, sampling.guidance)
-    calls: list[Moment] = []
-
-    def called(latents: Tensor, time: int) -> Tensor:
-        before(len(calls))
-        calls.append(Moment(latents.clone(), time))
-        return velocity(calls[-1])
-
-    for state in sample(called, noise[None], sampling.schedule):
+    """Sample a request; yield every call that was made. before: told the step that comes."""
+    recorder = _Recorder(model, before)
+    for state in denoise(recorder, request, model.config.head_dim):
         if state.step:
-            yield calls[-1]
+            yield recorder.calls[-1]
 
 
-def moments_of(model: LumosX, example: Example, sampling: Sampling) -> list[Moment]:
+def moments_of(model: LumosX, request: Request, sampling: Sampling) -> list[Moment]:
     """The call in the middle of every timestep bin."""
-    calls = list(walk(model, example, sampling))
+    calls = list(walk(model, request))
     return [calls[steps[len(steps) // 2]] for steps in sampling.binned_steps]
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lumosx_rt.calibration.samples import Example, Moment, velocity_of
+from lumosx_rt.calibration.samples import Moment, velocity_of
 from lumosx_rt.calibration.simulate import Simulation
+from lumosx_rt.reference.sampling.request import Request
 
 Energies = dict[str, Any]
 """What JSON holds: "signal" [bins], and "sites": site -> "signal", "noise", "velocity" [bins]."""
@@ -33,13 +34,13 @@ class Effect:
 
 def energies_of(
     simulation: Simulation,
-    example: Example,
+    request: Request,
     moments: list[Moment],
     guidance: float,
     sites: Collection[str],
 ) -> Energies:
     """One scene's, at one moment of every timestep bin; each site alone in FP8."""
-    velocity = velocity_of(simulation.model, example, guidance)
+    velocity = velocity_of(simulation.model, request, guidance)
     right = [velocity(moment) for moment in moments]
     found: Energies = {"signal": [energy(x) for x in right], "sites": {}}
     for site in sites:
@@ -80,13 +81,13 @@ def effects_of(parts: list[Energies]) -> dict[str, Effect]:
 
 def velocity_noise(
     simulation: Simulation,
-    example: Example,
+    request: Request,
     moments: list[Moment],
     guidance: float,
     sites: Collection[str],
 ) -> dict[str, list[float]]:
     """Energies of the velocity ("signal") and of its error ("noise") with all `sites` in FP8."""
-    velocity = velocity_of(simulation.model, example, guidance)
+    velocity = velocity_of(simulation.model, request, guidance)
     right = [velocity(moment) for moment in moments]
     with simulation.running(sites):
         wrong = [velocity(moment) for moment in moments]

@@ -12,7 +12,7 @@ Everything else is never quantized (`UNQUANTIZED`).
 from collections.abc import Sequence
 
 from lumosx_rt.reference.backbones.config import LumosXConfig
-from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.mechanisms.mechanism import Layout
 
 LINEARS = (
     *(f"{part}.{which}" for part in ("self_attn", "cross_attn") for which in "qkvo"),
@@ -83,7 +83,7 @@ def matrix_of(site: str, config: LumosXConfig) -> tuple[int, int]:
     return (config.ffn_dim if part == "ffn.2" else config.dim), config.dim
 
 
-def flops_of(config: LumosXConfig, layouts: Sequence[SceneLayout]) -> dict[str, int]:
+def flops_of(config: LumosXConfig, layouts: Sequence[Layout]) -> dict[str, int]:
     """Floating-point operations of every site: one velocity of each layout, one seed.
 
     The last block's conditions give keys and values alone, as in the model.
@@ -95,14 +95,12 @@ def flops_of(config: LumosXConfig, layouts: Sequence[SceneLayout]) -> dict[str, 
     return total
 
 
-def _flops(site: str, config: LumosXConfig, layout: SceneLayout) -> int:
+def _flops(site: str, config: LumosXConfig, layout: Layout) -> int:
     last = site.startswith(f"blocks.{config.num_layers - 1}.")
     queries = layout.video_tokens if last else layout.tokens
     part = part_of(site)
     if part == "self":
-        pairs = sum((b - a) * (d - c) for (a, b), (c, d) in layout.attention_ranges)
-        if last:
-            pairs = layout.video_tokens * layout.tokens
+        pairs = layout.video_tokens * layout.tokens if last else layout.attended_pairs
         return 4 * config.dim * pairs
     if part == "cross":
         return 4 * config.dim * queries * config.text_len

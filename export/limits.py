@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass, fields, replace
 from typing import Any, NamedTuple
 
-from lumosx_rt.export.program import AXES, LIMITS
 from lumosx_rt.reference.mechanisms.lumosx.layout import POOLING_BLOCK
+from lumosx_rt.reference.sampling.inputs import AXES, LIMITS
 
 
 class Range(NamedTuple):

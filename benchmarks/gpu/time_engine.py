@@ -19,9 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import lumosx_rt as rt
 from benchmarks.records import keep  # noqa: E402
-from lumosx_rt.export.program import model_inputs
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
-from lumosx_rt.reference.sampling.inputs import Inputs
+from lumosx_rt.reference.sampling.inputs import random_inputs
 
 WARM_UP = 2  # kernels are loaded, and made, by the first
 
@@ -30,9 +29,7 @@ def time_engine(engine: rt.Engine, key: str, seeds: int = 1, repeats: int = 10) 
     """Milliseconds a step of a request of this layout."""
     layout = SceneLayout.from_key(key)
     engine.check_layout(layout, seeds)
-    inputs = model_inputs(engine.config, [layout, layout], seeds)
-    latents, moment, text, references, template, structure = inputs
-    bound = Inputs(text, references, template, structure, tuple(latents.shape))
+    latents, moment, bound = random_inputs(engine.config, [layout, layout], seeds)
     started = time.perf_counter()
     run = engine.backend.bind(bound)
     for _ in range(WARM_UP):

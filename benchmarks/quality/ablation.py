@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lumosx_rt.backends.eager.run import EagerBackend
 from lumosx_rt.bench.common.makers import MakeClip
 from lumosx_rt.bench.quality.suite import Result, identity_of, run_suite
 from lumosx_rt.bench.quality.table import compare, summarise
@@ -28,8 +27,9 @@ from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.encoders.umt5 import load_text_encoder
 from lumosx_rt.reference.encoders.wan_vae import load_vae
 from lumosx_rt.reference.files import write_atomically
-from lumosx_rt.reference.mechanisms.lumosx.binding import bind
+from lumosx_rt.reference.mechanisms.lumosx.binding import bind_scene
 from lumosx_rt.reference.sampling.denoise import denoise
+from lumosx_rt.reference.sampling.eager import EagerBackend
 from lumosx_rt.reference.sampling.request import Request
 from lumosx_rt.reference.training.pipeline import make_bundle
 from lumosx_rt.reference.world.scene_lists import BINDING
@@ -105,7 +105,7 @@ def maker(components: Path, weights: Path, variant: Variant) -> MakeClip:
     backend = EagerBackend(model)
 
     def make_clip(told: Story) -> NDArray[np.uint8]:
-        layout, binding = bind(scene_of(told), STILL, text_encoder, vae)
+        layout, binding = bind_scene(scene_of(told), STILL, text_encoder, vae)
         plain = Request(told.name, STILL, layout, binding, (told.seed,), STEPS, SHIFT, 1.0)
         *_, last = denoise(backend, request_of(plain, variant), model.config.head_dim)
         return vae.decode_frames_uint8(last.latents)

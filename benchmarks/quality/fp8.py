@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lumosx_rt.backends.eager.run import EagerBackend
 from lumosx_rt.bench.common.makers import MakeClip, Sampling, reference_engine
 from lumosx_rt.bench.quality.suite import Result, identity_of, run_suite
 from lumosx_rt.bench.quality.table import as_text, compare, summarise
@@ -33,6 +32,7 @@ from lumosx_rt.calibration.calibration_file import Calibration, read_calibration
 from lumosx_rt.calibration.sensitivity import decibels
 from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.files import replacing, write_atomically
+from lumosx_rt.reference.sampling.eager import EagerBackend
 from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.world import draw
 from lumosx_rt.reference.world.scenes import scene_of

@@ -28,10 +28,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.sources import MODEL, stamp  # noqa: E402
 from lumosx_rt.artifact.source import random_transformer  # noqa: E402
-from lumosx_rt.backends.eager.run import EagerBackend  # noqa: E402
 from lumosx_rt.backends.onnxruntime.run import OnnxRuntimeBackend  # noqa: E402
 from lumosx_rt.bench.common.machine import load_average, machine  # noqa: E402
-from lumosx_rt.export import program  # noqa: E402
 from lumosx_rt.export.onnx import graph  # noqa: E402
 from lumosx_rt.export.onnx.ops import rotate_operator  # noqa: E402
 from lumosx_rt.reference.backbones.config import PRESETS  # noqa: E402
@@ -39,7 +37,8 @@ from lumosx_rt.reference.backbones.ops import Ops, cross_attention, qk_norm_rope
 from lumosx_rt.reference.errors import LumosXError  # noqa: E402
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout  # noqa: E402
 from lumosx_rt.reference.metrics import relative_error  # noqa: E402
-from lumosx_rt.reference.sampling.inputs import Backend, Inputs  # noqa: E402
+from lumosx_rt.reference.sampling.eager import EagerBackend  # noqa: E402
+from lumosx_rt.reference.sampling.inputs import Backend, random_inputs  # noqa: E402
 
 LAYOUTS = (("5x8x18+0+-", 1), ("5x8x18+2+3.3", 1), ("5x8x18+2+3.3", 4), ("5x8x18+4+4.4.4", 1))
 BASELINE = "eager reference"
@@ -118,9 +117,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Rows of one layout; ratios are of each round's times, so that drift cancels."""
     layout = SceneLayout.from_key(key)
-    model_inputs = program.model_inputs(PRESETS["tiny"], [layout, layout], seeds)
-    latents, _, text, references, template, structure = model_inputs
-    inputs = Inputs(text, references, template, structure, tuple(latents.shape))
+    latents, _, inputs = random_inputs(PRESETS["tiny"], [layout, layout], seeds)
     runs: dict[str, Callable[[], Tensor]] = {
         name: partial(backend.bind(inputs), latents, 500) for name, backend in backends.items()
     }

@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.records import keep  # noqa: E402
 from lumosx_rt.artifact.source import random_transformer
-from lumosx_rt.export.program import model_inputs
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.wan import MAX_TIME
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.sampling.inputs import random_inputs
 
 LAYOUT = "5x15x26+0+4.4.4"
 CONFIG = LumosXConfig(dim=512, ffn_dim=2048, num_heads=8, num_layers=8, text_dim=512, text_len=256)
@@ -36,8 +36,8 @@ CONFIG = LumosXConfig(dim=512, ffn_dim=2048, num_heads=8, num_layers=8, text_dim
 def measure(rounds: int) -> dict[str, Any]:
     model = random_transformer(CONFIG, 0)
     layout = SceneLayout.from_key(LAYOUT)
-    inputs = model_inputs(CONFIG, [layout, layout], 1)
-    latents, times, text, *_ = inputs
+    latents, times, inputs = random_inputs(CONFIG, [layout, layout], 1)
+    text = inputs.tensors["text"]
     table = model.get_buffer("time_table")
     assert times.max() <= MAX_TIME
 

@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import lumosx_rt as rt
 from benchmarks.records import keep  # noqa: E402
 from lumosx_rt.artifact.source import source_of
-from lumosx_rt.reference.sampling.inputs import guided_inputs, plain_inputs
+from lumosx_rt.reference.mechanisms.lumosx.layout import layout_of
+from lumosx_rt.reference.sampling.denoise import calls_of
 from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy
 from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.runtime.engine import Engine
@@ -73,7 +74,7 @@ def memory_case(folder: str, index: int) -> None:
     (peak,) = (1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     row = {
         "size": "x".join(map(str, size)),
-        "layout": builtin_scenes()[scene].layout(*rt.VideoSize(*size).grid).key,
+        "layout": layout_of(builtin_scenes()[scene], rt.VideoSize(*size).grid).key,
         "guidance": guidance,
         "lossy": str(lossy),
         "limit_mib": None if share is None else round((engine.max_memory or 0) / 2**20),
@@ -154,17 +155,17 @@ def time_rows(folder: Path, rounds: int) -> list[dict[str, Any]]:
     def condition(shared: bool) -> Callable[[], Any]:
         """Four seeds of one scene: a stream, or four."""
         streams, seeds = (1, SEEDS) if shared else (SEEDS, 1)
-        layouts, bindings = [request.layout] * streams, [request.binding] * streams
-        inputs = plain_inputs(layouts, bindings, seeds, engine.config.head_dim)
+        alone = replace(request, guidance=1.0, seeds=tuple(range(seeds)))
+        (inputs,) = calls_of([alone] * streams, engine.config.head_dim)
         denoise, noise = engine.backend.bind(inputs), torch.randn(inputs.shape)
         return lambda: denoise(noise, 500)
 
     model = source_of(engine.manifest, None).load()
-    given = guided_inputs(request.layout, request.binding, 1, engine.config.head_dim)
+    (given,) = calls_of([request], engine.config.head_dim)
 
     @torch.inference_mode()
     def block(pruned: bool) -> None:
-        static = (given.text, given.references, given.template, given.structure)
+        static = given.arguments()
         times, noise = torch.full(given.shape[:1], 500), torch.zeros(given.shape)
         model(noise, times, *static, keep_references=not pruned)
 

@@ -6,11 +6,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lumosx_rt.export.program import model_inputs
 from lumosx_rt.reference.backbones.config import PRESETS, LumosXConfig
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
-from lumosx_rt.reference.sampling.inputs import Inputs
+from lumosx_rt.reference.sampling.inputs import Inputs, random_inputs
 
 TIME = 500
 
@@ -37,11 +36,9 @@ class Size:
     @cached_property
     def given(self) -> tuple[Tensor, Inputs]:
         """Latents, and what a backend is bound to. The latents do not depend on the references."""
-        latents, _, text, references, template, structure = model_inputs(
-            self.config, [self.layout], self.seeds
-        )
-        words = (template > 1.3).float()
-        return latents, Inputs(text, references, words, structure, tuple(latents.shape))
+        latents, _, inputs = random_inputs(self.config, [self.layout], self.seeds)
+        words = (inputs.tensors["template"] > 1.3).float()
+        return latents, inputs.changed(template=words)
 
 
 SIZES = {

@@ -25,13 +25,13 @@ from benchmarks.speed.making import (
 from benchmarks.speed.sizes import TIME, Size, loud_model
 from benchmarks.speed.wan import velocity, wan_of
 from lumosx_rt.backends.common.simulated import SimulatedBackend
-from lumosx_rt.backends.eager.run import EagerBackend
 from lumosx_rt.backends.onnxruntime.run import OnnxRuntimeBackend
 from lumosx_rt.backends.torch.run import TorchBackend
-from lumosx_rt.parity.verify import FORWARD_GATES, ROUNDED_GATE
+from lumosx_rt.calibration.formats import ROUNDED_GATE, format_of
 from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.metrics import relative_error
+from lumosx_rt.reference.sampling.eager import EagerBackend
 from lumosx_rt.reference.sampling.inputs import Backend
 
 Run = Callable[[], Tensor]
@@ -79,7 +79,7 @@ def as_released(size: Size, model: LumosX, made: Path, dtype: torch.dtype) -> Ru
     model = recast(model, dtype)
     model.ops = AsReleased(size.layout, size.config.head_dim, torch.device("cpu")).ops()
     latents, inputs = size.given
-    rest = (inputs.text, inputs.references, inputs.template, inputs.structure)
+    rest = inputs.arguments()
     frames = size.layout.video_frames
 
     @torch.inference_mode()
@@ -120,7 +120,7 @@ def onnx(size: Size, model: LumosX, made: Path) -> Run:
 
 def wan(size: Size, model: LumosX, made: Path) -> Run:
     latents, inputs = size.given
-    call = partial(velocity, wan_of(model), latents, TIME, inputs.text)
+    call = partial(velocity, wan_of(model), latents, TIME, inputs.tensors["text"])
     return torch.inference_mode()(call)
 
 
@@ -206,8 +206,8 @@ class Judge:
         return relative_error(output, self.expected(variant))
 
     def gate(self, variant: Variant) -> float:
-        if variant.precision in FORWARD_GATES:
-            return FORWARD_GATES[variant.precision]
+        if (gate := format_of(variant.precision).forward_gate) is not None:
+            return gate
         key = variant.precision, variant.references
         if key not in self._gates:
             yardstick = bound(self._rounded(variant.precision), variant.of(self.size))()

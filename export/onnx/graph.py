@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from lumosx_rt.export.onnx.ops import export_ops
-from lumosx_rt.export.program import AXES, INPUTS, OUTPUT, trace
+from lumosx_rt.export.program import trace
 from lumosx_rt.reference.backbones.ops import Ops
 from lumosx_rt.reference.backbones.wan import LumosX
+from lumosx_rt.reference.sampling.inputs import AXES, INPUTS, OUTPUT
 
 OPSETS = (23, 20)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lumosx_rt.export.onnx.named_values import CONDITION, EMBEDDED, FIRST, LAST, keys_of, video_of
-from lumosx_rt.export.program import OUTPUT
+from lumosx_rt.reference.sampling.inputs import OUTPUT
 
 RESIDUAL, PREVIOUS, CHANGE, ADDED = "residual", "previous", "change", "added"
 

@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lumosx_rt.artifact.defaults import default_problems
+from lumosx_rt.calibration.formats import FORMATS
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.errors import LumosXError, listing
 from lumosx_rt.reference.files import sha256_of, write_atomically
@@ -35,7 +36,6 @@ PICTURE = REPORTS[2]
 GRAPH, PACKAGE = "transformer/model.onnx", "transformer/model.pt2"
 PLAN = "transformer/model.plan"
 CALIBRATION = "calibration.json"
-PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
 LAYOUTS = ("frames", "height", "width", "seeds", "references", "members")
 _MAX_MANIFEST_BYTES = 4 << 20
 _FORBIDDEN_SUFFIXES = {".pkl", ".pickle", ".pt", ".pt2", ".pth", ".bin", ".py", ".so", ".plan"}
@@ -73,6 +73,8 @@ class Manifest:
     components: dict[str, str] = field(default_factory=dict)
     """sha256 of the text encoder, tokenizer and VAE it belongs to."""
     files: dict[str, FileRecord] = field(default_factory=dict)
+    mechanism: str = "lumosx"
+    """How pictures and words enter the video."""
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
@@ -106,6 +108,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path}: format {raw['format']} is newer than {FORMAT}, the newest this version "
             "reads; upgrade lumosx-rt or build the engine again"
         )
+    raw.setdefault("mechanism", "lumosx")  # engines that were built before it was named
     problems = _shape_problems(raw)
     if not problems:
         problems = [p for name in raw["files"] for p in path_problems(name, raw["backend"])]
@@ -136,10 +139,8 @@ def _table_problems(raw: dict[str, Any]) -> list[str]:
         LumosXConfig(**raw["model"])
     except (LumosXError, TypeError) as error:
         problems.append(f"`model`: {error}")
-    if raw["precision"] not in PRECISIONS:
-        problems.append(
-            f"`precision` is {raw['precision']!r}, accepted are {', '.join(PRECISIONS)}"
-        )
+    if raw["precision"] not in FORMATS:
+        problems.append(f"`precision` is {raw['precision']!r}, accepted are {', '.join(FORMATS)}")
     problems += [f"`defaults`: {problem}" for problem in default_problems(raw["defaults"])]
     problems += [
         f"`layouts`: {axis!r} must be [least, most], got {limits!r}"

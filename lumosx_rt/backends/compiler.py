@@ -6,7 +6,6 @@ A request for one is checked before any heavy work; what it makes is loaded by `
 from collections.abc import Sequence
 from pathlib import Path
 
-from lumosx_rt.artifact.manifest import PRECISIONS
 from lumosx_rt.backends.common.compiler import Compiler, calibration_for
 from lumosx_rt.backends.onnxruntime.compile import OnnxCompiler
 from lumosx_rt.backends.tensorrt.checks import BACKEND as TENSORRT
@@ -15,6 +14,7 @@ from lumosx_rt.backends.tensorrt_rtx.checks import BACKEND as TENSORRT_RTX
 from lumosx_rt.backends.tensorrt_rtx.compile import check_plan_request, plan_compiler
 from lumosx_rt.backends.torch.compile import _torch_compiler
 from lumosx_rt.calibration.apply.graph import check_carriable
+from lumosx_rt.calibration.formats import FORMATS
 from lumosx_rt.export.onnx.graph import OPSETS
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.scenes.video_size import VideoSize
@@ -74,8 +74,8 @@ def compiler_of(
             "targets, max_seeds, max_size, buckets, weight_streaming: only plans have them; leave "
             f"them away, or take --backend {TENSORRT_RTX}"
         )
-    if precision not in (None, *PRECISIONS):
-        raise LumosXError(f"precision: got '{precision}', accepted are {', '.join(PRECISIONS)}")
+    if precision not in (None, *FORMATS):
+        raise LumosXError(f"precision: got '{precision}', accepted are {', '.join(FORMATS)}")
     if backend == "torch":
         return _torch_compiler(precision, opset, device, calibration, random)
     if precision == "bf16":

@@ -30,13 +30,13 @@ from lumosx_rt.backends.common.forward_parity import forward_parity
 from lumosx_rt.backends.compiler import compiler_of
 from lumosx_rt.backends.loading import load_backend
 from lumosx_rt.export.limits import Limits
-from lumosx_rt.export.program import LIMITS
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.checkpoints.bundle import find_bundle
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import write_atomically
+from lumosx_rt.reference.sampling.inputs import LIMITS
 from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.runtime.memory import peak_memory_bytes
 

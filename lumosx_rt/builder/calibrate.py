@@ -19,13 +19,12 @@ from lumosx_rt.calibration.calibration_file import Calibration, Site, scales_of
 from lumosx_rt.calibration.ledger import Ledger
 from lumosx_rt.calibration.observe import Ranges, merged, modelopt_version, observe, weight_amax
 from lumosx_rt.calibration.samples import (
-    Example,
     Moment,
     Sampling,
     SceneSet,
-    example_of,
     find_scenes,
     moments_of,
+    request_of,
     stratified,
 )
 from lumosx_rt.calibration.scheme import Scheme
@@ -48,6 +47,7 @@ from lumosx_rt.reference.encoders.umt5 import load_text_encoder
 from lumosx_rt.reference.encoders.wan_vae import load_vae
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import replacing
+from lumosx_rt.reference.sampling.request import Request
 from lumosx_rt.reference.scenes.video_size import VideoSize
 
 BUDGET = 20.0  # dB of the velocity in its worst timestep bin
@@ -253,7 +253,7 @@ class Run:
         return ratios(noise, signal)
 
     @cached_property
-    def sensitive(self) -> list[Example]:
+    def sensitive(self) -> list[Request]:
         """The scenes that sensitivity is measured on."""
         return [self.example(i) for i in stratified(self.scenes.scenes, SENSITIVE)]
 
@@ -261,8 +261,8 @@ class Run:
     def moments(self) -> list[list[Moment]]:
         return [moments_of(self.model, example, self.sampling) for example in self.sensitive]
 
-    def example(self, i: int) -> Example:
-        return example_of(
+    def example(self, i: int) -> Request:
+        return request_of(
             self.scenes.scenes[i], self.scenes.seeds[i], self.sampling, *self.encoders
         )
 

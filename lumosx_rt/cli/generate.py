@@ -88,13 +88,21 @@ def generate(
             }
 
             def load(path: Path) -> Scene:
-                scene = Scene.load(path, order=order, script=script)  # type: ignore[arg-type]
-                if max_memory is not None:
-                    say(f"{scene.name}: memory: {loaded.plan(scene, **settings)}")
-                return scene
+                return Scene.load(path, order=order, script=script)  # type: ignore[arg-type]
+
+            def checked(valid: Any) -> None:
+                if valid.plan is not None:
+                    say(f"{valid.name}: memory: {valid.plan}")
 
             outcomes = generate_all(
-                loaded, paths, out, force=force, load=load, progress=progress, **settings
+                loaded,
+                paths,
+                out,
+                force=force,
+                load=load,
+                checked=checked,
+                progress=progress,
+                **settings,
             )
     for outcome in outcomes:
         for warning in outcome.warnings:

@@ -8,87 +8,18 @@ A scene can be too small to show one (no tile beside the frame's edge, say): it 
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import torch
-
-from lumosx_rt.backends.common.gates import ROUNDED_GATE
+from lumosx_rt.calibration.formats import ROUNDED_GATE
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.metrics import relative_error
-from lumosx_rt.reference.sampling.inputs import Backend, Inputs, guided_inputs
+from lumosx_rt.reference.sampling.denoise import calls_of
+from lumosx_rt.reference.sampling.inputs import Backend, Inputs
 from lumosx_rt.reference.sampling.request import Request
 from lumosx_rt.reference.sampling.solvers import initial_noise
 
-Undone = Callable[[Request, Inputs, int], Inputs | None]
-
-
-@dataclass(frozen=True)
-class Quirk:
-    """One of them. undone: inputs as they would be without it, given the right ones and the size of
-    a head; None where the request does not show it."""
-
-    name: str
-    spec: str
-    """Section of SPEC."""
-    undone: Undone
-
-
-def _layout(**changes: Any) -> Undone:
-    def undone(request: Request, inputs: Inputs, head_dim: int) -> Inputs | None:
-        if not request.layout.references:
-            return None
-        layout = replace(request.layout, **changes)
-        return guided_inputs(layout, request.binding, 1, head_dim)
-
-    return undone
-
-
-def _undiluted(request: Request, inputs: Inputs, head_dim: int) -> Inputs | None:
-    pool = inputs.structure.tile_pool
-    shares = pool / pool.sum((1, 2), keepdim=True)
-    return replace(inputs, structure=inputs.structure._replace(tile_pool=shares))
-
-
-def _null_branch(field: str) -> Undone:
-    """The negative prompt's stream without references' pictures or words."""
-
-    def undone(request: Request, inputs: Inputs, head_dim: int) -> Inputs | None:
-        value = getattr(inputs, field).clone()
-        value[1] = 0
-        return replace(inputs, **{field: value})
-
-    return undone
-
-
-def _unbound(request: Request, inputs: Inputs, head_dim: int) -> Inputs | None:
-    return replace(inputs, template=torch.zeros_like(inputs.template))
-
-
-def _flat_text(request: Request, inputs: Inputs, head_dim: int) -> Inputs | None:
-    """Padding beyond the prompt repeats its last token instead of zeros."""
-    used = inputs.text.abs().sum(2) > 0
-    if bool(used.all()):
-        return None
-    text = inputs.text.clone()
-    for stream, real in zip(text, used, strict=True):
-        stream[~real] = stream[real][-1]
-    return replace(inputs, text=text)
-
-
-QUIRKS = (
-    Quirk("references stand on a diagonal behind the video, a person's in one slot", "4.2",
-          _layout(relational_positions=False)),
-    Quirk("references see their group alone", "4.1", _layout(relational_visibility=False)),
-    Quirk("pictures are bound to their words", "4.3", _unbound),
-    Quirk("a tile's mean counts cells beside the frame as zeros", "4.3 M1", _undiluted),
-    Quirk("tiles are laid over the frame in raster order", "4.3 M2", _layout(raster_tiling=False)),
-    Quirk("the null branch keeps the references", "7", _null_branch("references")),
-    Quirk("the null branch keeps the words' masks", "7", _null_branch("template")),
-    Quirk("the text is padded by zeros, which are attended to", "3", _flat_text),
-)  # fmt: skip
-LOUD = 8.0  # as loudly words are bound, so that a lost tile shows even in random weights
+GUIDANCE = 2.0  # any but 1: both branches run
 TIME = "times are cut to whole numbers"
 
 
@@ -100,15 +31,12 @@ def check_quirks(
     allowed: the engine's relative error that a comparison accepts, or what errs itself, of which
     `ROUNDED_GATE` times as much is.
     """
-    loud = replace(request.binding, template=LOUD * request.binding.template)
-    request = replace(request, binding=loud)
-    channels, rows, columns = request.binding.references.shape[1:]
-    shape = (channels, request.layout.video_frames, rows, columns)
-    noise = initial_noise(request.seeds[0], shape)
-    latents = noise.expand(2, 1, *shape)
+    request = replace(request, guidance=GUIDANCE, seeds=request.seeds[:1])
+    (quiet,) = calls_of([request], head_dim)
+    right = quiet.changed(**request.mechanism.amplified(quiet.tensors))
+    latents = initial_noise(request.seeds[0], request.latent_shape).expand(right.shape)
     times = request.schedule.times
     time = int(times[len(times) // 2])
-    right = guided_inputs(request.layout, request.binding, 1, head_dim)
     expected = reference.bind(right)(latents, time).clone()
     if not isinstance(allowed, float):
         allowed = ROUNDED_GATE * relative_error(allowed.bind(right)(latents, time), expected)
@@ -127,10 +55,11 @@ def check_quirks(
             found["reason"] = str(error)
         return found
 
-    results = [
-        told(quirk.name, quirk.spec, quirk.undone(request, right, head_dim), time)
-        for quirk in QUIRKS
-    ]
+    results = []
+    for quirk in request.mechanism.quirks:
+        undone = quirk.undone(request.layout, right.tensors, head_dim)
+        inputs = None if undone is None else right.changed(**undone)
+        results.append(told(quirk.name, quirk.spec, inputs, time))
     results.append(told(TIME, "7", right, time + 1))
     error = relative_error(mine, expected)
     about = {"allowed": allowed, "error": error if math.isfinite(error) else None}

@@ -12,24 +12,25 @@ from lumosx_rt.artifact import certificate
 from lumosx_rt.artifact.manifest import CALIBRATION, GRAPH, PICTURE
 from lumosx_rt.artifact.report import write_report
 from lumosx_rt.artifact.source import source_of
-from lumosx_rt.backends.common.forward_parity import _rounded
+from lumosx_rt.backends.common.forward_parity import rounded_backend
 from lumosx_rt.backends.common.fp8_layers import layer_parity
-from lumosx_rt.backends.common.gates import FORWARD_GATES, GATES, ROUNDED_GATE, ROUNDING
-from lumosx_rt.backends.eager.run import EagerBackend
 from lumosx_rt.calibration.calibration_file import Calibration, read_calibration
+from lumosx_rt.calibration.formats import ROUNDED_GATE, ROUNDING, format_of
 from lumosx_rt.parity.comparison import comparison_picture
 from lumosx_rt.parity.quirks import check_quirks
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import replacing
 from lumosx_rt.reference.metrics import peak_signal_to_noise, relative_error
-from lumosx_rt.reference.sampling import denoise as runtime
+from lumosx_rt.reference.sampling.denoise import denoise
+from lumosx_rt.reference.sampling.eager import EagerBackend
 from lumosx_rt.reference.sampling.inputs import Backend
 from lumosx_rt.reference.sampling.request import Request
 from lumosx_rt.reference.scenes.scene import Scene
 from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.world.judge import ssim
 from lumosx_rt.runtime.engine import Engine
+from lumosx_rt.runtime.guards import is_flat
 
 Frames = NDArray[np.uint8]
 
@@ -60,9 +61,9 @@ def verify(
     requests = [engine.prepare(scene, size=size, steps=steps, seeds=seeds) for scene in scenes]
     model = source_of(engine.manifest, checkpoint).load()
     reference = EagerBackend(model)
-    precision = engine.manifest.precision
-    document = read_calibration(engine.folder / CALIBRATION) if precision == "fp8" else None
-    gate = _rounded(model, precision, document) or GATES[precision]
+    numbers = format_of(engine.manifest.precision)
+    document = read_calibration(engine.folder / CALIBRATION) if numbers.quantized else None
+    gate = numbers.gate or rounded_backend(model, document)
     results: list[dict[str, Any]] = []
     worst: tuple[dict[str, Any], Frames, Frames] | None = None
     total = 2 * steps * len(requests)
@@ -78,7 +79,7 @@ def verify(
             worst = (result, *pair)
     fp8 = {} if document is None else {"fp8": _fp8_check(engine, model, document)}
     widest = max(requests, key=lambda request: request.layout.references)
-    allowed = _rounded(model, precision, document) or FORWARD_GATES[precision]
+    allowed = numbers.forward_gate or rounded_backend(model, document)
     section = {
         "passed": all(result["passed"] for result in [*results, *fp8.values()]),
         "engine_sha256": certificate.digest_of(engine.folder),
@@ -142,7 +143,7 @@ def compare(
         """Latents after every step; fewer than all where they stopped being finite."""
         states = []
         try:
-            for state in runtime.denoise(backend, asked, engine.config.head_dim):
+            for state in denoise(backend, asked, engine.config.head_dim):
                 if state.step:
                     states.append(state.latents)
                 if what:
@@ -169,24 +170,23 @@ def compare(
         pair, psnr = (frames, wanted), peak_signal_to_noise(frames, wanted)
         both = zip(frames, wanted, strict=True)
         likeness = float(np.mean([ssim(a[None], b[None]) for a, b in both]))
-        sound = not runtime.is_flat(frames)
+        sound = not is_flat(frames)
 
     def distance(wrong: Request, right: list[Tensor]) -> float | None:
         states = run(engine.backend, wrong)
         finished = len(states) == len(right) == len(expected)
         return relative_error(states[-1], right[-1]) if finished else None
 
-    bound = engine.config.mcam_ratio and request.binding.template.any()
-    words = distance(request.without_words(), actual) if bound else None
-    related = any(size > 1 for size in request.layout.subjects)
-    control = distance(request.unrelated(), expected) if related else None
-    passed = (
-        sound
-        and final is not None
-        and final <= gate
-        and (not bound or words is None or words > ROUNDING)
-        and (not related or control is None or control > gate)
-    )
+    words = control = None
+    told_apart = True
+    for wrong, asked in request.controls(engine.config):
+        if wrong.exceeds_gate:
+            control = distance(asked, expected)
+            told_apart &= control is None or control > gate
+        else:
+            words = distance(asked, actual)
+            told_apart &= words is None or words > ROUNDING
+    passed = sound and final is not None and final <= gate and told_apart
     told = {
         "scene": request.name,
         "layout": request.layout.key,

@@ -8,7 +8,7 @@ from lumosx_rt.artifact.report import read_report
 from lumosx_rt.reference.checkpoints.bundle import COMPONENTS, find_bundle
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import replacing
-from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout, layout_of
 from lumosx_rt.reference.scenes.folder import SCENE_FILE
 from lumosx_rt.reference.scenes.scene import Scene
 from lumosx_rt.reference.scenes.video_size import VideoSize
@@ -81,7 +81,7 @@ def _scene(scene: Scene, size: VideoSize, picture: Path | None) -> dict[str, Any
     }
     if 0 in scene.subject_sizes:  # an error above; such a scene has no layout
         return facts
-    layout = scene.layout(*size.grid)
+    layout = layout_of(scene, size.grid)
     _draw(picture, layout, words, caption, spans)
     return facts | _layout(layout)
 

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from lumosx_rt.artifact.manifest import GRAPH, Manifest
 from lumosx_rt.artifact.source import source_of
-from lumosx_rt.backends.eager.run import EagerBackend
-from lumosx_rt.export.program import INPUTS, OUTPUT
 from lumosx_rt.reference.backbones.ops import Ops
 from lumosx_rt.reference.backbones.wan import Head, LumosX
-from lumosx_rt.reference.sampling.inputs import Backend, Inputs
+from lumosx_rt.reference.sampling.eager import EagerBackend
+from lumosx_rt.reference.sampling.inputs import OUTPUT, Backend, Inputs
 
 _SITE = re.compile(r"(?:model\.)?((?:blocks\.(\d+)|head|\w+_embedding|time_projection)\b.*)")
 
@@ -58,13 +57,8 @@ def _told(site: str | None, where: str) -> str:
 
 def spoiled_input(inputs: Inputs, latents: Tensor) -> str | None:
     """Which of the things a call was given is not finite."""
-    given = {
-        "the latents": latents,
-        "the text embeddings": inputs.text,
-        "the reference latents": inputs.references,
-        "the word template": inputs.template,
-    }
-    return next((name for name, x in given.items() if not torch.isfinite(x).all()), None)
+    given = {"latents": latents, **inputs.tensors}
+    return next((f"the {n}" for n, x in given.items() if not torch.isfinite(x).all()), None)
 
 
 def in_model(model: LumosX, inputs: Inputs, latents: Tensor, time: int) -> str | None:
@@ -146,8 +140,7 @@ def in_graph(graph: Path, inputs: Inputs, latents: Tensor, time: int) -> str | N
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     times = torch.full(inputs.shape[:1], time)
-    given = (latents, times, inputs.text, inputs.references, inputs.template, *inputs.structure)
-    feed = {name: x.contiguous().numpy() for name, x in zip(INPUTS, given, strict=True)}
+    feed = {name: x.contiguous().numpy() for name, x in inputs.feed(latents, times).items()}
     sums = session.run(list(places), feed)
     return next((places[n] for n, x in zip(places, sums, strict=True) if x != 0), None)
 

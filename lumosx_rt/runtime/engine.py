@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 from torch import Tensor
 
@@ -14,37 +14,37 @@ from lumosx_rt.artifact.manifest import Manifest, check_files, read_manifest
 from lumosx_rt.artifact.source import encoders_of
 from lumosx_rt.backends.common.devices import Provider
 from lumosx_rt.backends.loading import load_backend
-from lumosx_rt.export.program import MAX_STREAMS
+from lumosx_rt.calibration.formats import format_of
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.checkpoints.bundle import Bundle
-from lumosx_rt.reference.encoders.tiled_decode import halo
+from lumosx_rt.reference.encoders.facts import EncoderFacts, encoder_facts
 from lumosx_rt.reference.encoders.umt5 import TextEncoder, load_text_encoder
 from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder, load_vae
 from lumosx_rt.reference.errors import LumosXError, NotFinite, listing
-from lumosx_rt.reference.mechanisms.lumosx.binding import bind
-from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
-from lumosx_rt.reference.sampling import denoise as runtime
-from lumosx_rt.reference.sampling.inputs import Backend, Inputs
-from lumosx_rt.reference.sampling.request import Request
+from lumosx_rt.reference.mechanisms.mechanism import Layout
+from lumosx_rt.reference.sampling.denoise import denoise_together
+from lumosx_rt.reference.sampling.inputs import MAX_STREAMS, MECHANISMS, Backend, Inputs
+from lumosx_rt.reference.sampling.memory_plan import MemoryPlan
+from lumosx_rt.reference.sampling.request import Request, ValidRequest, check_sampling
 from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy
 from lumosx_rt.reference.sampling.solvers import SamplerState
+from lumosx_rt.reference.scenes.prepared import prepare_scene
 from lumosx_rt.reference.scenes.scene import Scene
 from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.scenes.words import NEGATIVE_PROMPT
 from lumosx_rt.runtime import diagnosis, memory
 from lumosx_rt.runtime.guards import Health, check_binding
-from lumosx_rt.runtime.memory import Job, MemoryPlan, held_at_load, parse_bytes
+from lumosx_rt.runtime.memory import MemoryNeed, held_at_load, number_bytes, parse_bytes
 from lumosx_rt.runtime.request_cache import (
     REMEMBERED_BYTES,
     Remembered,
     RememberingTextEncoder,
     RememberingVae,
 )
+from lumosx_rt.runtime.service import Service
+from lumosx_rt.runtime.settings import SAMPLING, Settings
 from lumosx_rt.runtime.streaming import Event, preview_of
-from lumosx_rt.runtime.video import Video
-
-if TYPE_CHECKING:
-    from lumosx_rt.runtime.service import Service
+from lumosx_rt.runtime.video import Video, decode
 
 
 def load(
@@ -85,20 +85,6 @@ def load(
     )
 
 
-class Settings(TypedDict, total=False):
-    """What may be said of a request; None, or unsaid, is the engine's default."""
-
-    size: VideoSize | None
-    steps: int | None
-    guidance: float | None
-    shift: float | None
-    seeds: Sequence[int]
-    negative_prompt: str | None
-
-
-SAMPLING = ("steps", "shift", "guidance")
-
-
 class Engine:
     """A compiled LumosX: `generate` makes videos, by `prepare`, `sample` and `decode`."""
 
@@ -115,6 +101,7 @@ class Engine:
     ) -> None:
         self.folder, self.manifest, self.backend = folder, manifest, backend
         self.lossy = lossy
+        self.mechanism = MECHANISMS[manifest.mechanism]
         self.config = LumosXConfig.from_dict(manifest.model)
         self.max_memory = max_memory
         self._held_bytes = held_at_load()
@@ -142,7 +129,9 @@ class Engine:
             progress(state)
         return self.decode(request, state.latents)
 
-    def prepare(self, scene: Scene | str | Path, **settings: Unpack[Settings]) -> Request:
+    def prepare(
+        self, scene: Scene | str | Path | ValidRequest, **settings: Unpack[Settings]
+    ) -> Request:
         """Check a scene and bind it: text and references encoded, all known but the noise."""
         self.health.count("requests")
         try:
@@ -156,22 +145,33 @@ class Engine:
             raise
         return request
 
-    def _prepared(self, scene: Scene | str | Path, **settings: Unpack[Settings]) -> Request:
-        asked = self._asked(scene, **settings)
-        plan = self._limited(asked)
-        layout, binding = bind(
-            asked.scene, asked.size, self.text_encoder, self.vae, asked.negative_prompt
-        )
-        if plan is not None and plan.frees_text_encoder:
+    def _prepared(self, scene: Scene | str | Path | ValidRequest, **settings: Any) -> Request:
+        valid = scene if isinstance(scene, ValidRequest) else self._valid(scene, **settings)
+        binding = self.mechanism.bind(
+            valid.scene, valid.layout, valid.size, self.text_encoder, self.vae,
+            valid.negative_prompt,
+        )  # fmt: skip
+        if valid.plan is not None and valid.plan.frees_text_encoder:
             if isinstance(self.text_encoder, RememberingTextEncoder):
                 self.text_encoder.free()
-        return Request(asked.scene.name, asked.size, layout, binding, asked.seeds, **asked.sampling)
+        return valid.bound(binding)
 
-    def _asked(self, scene: Scene | str | Path, **settings: Unpack[Settings]) -> "_Asked":
-        """A scene and its settings, checked; nothing heavy is done."""
+    def check(self, scene: Scene | str | Path, **settings: Unpack[Settings]) -> ValidRequest:
+        """Check a scene and its settings, and plan its memory; `prepare` takes what this returns.
+
+        Every picture is decoded, nothing is encoded. Raises LumosXError, as `generate` does.
+        """
+        try:
+            return self._valid(scene, **settings)
+        except LumosXError:
+            self.health.count("requests")
+            self.health.count("refused")
+            raise
+
+    def _valid(self, scene: Scene | str | Path, **settings: Any) -> ValidRequest:
         if not isinstance(scene, Scene):
             scene = Scene.load(scene)
-        defaults = self.manifest.defaults
+        defaults, layouts = self.manifest.defaults, self.manifest.layouts
         chosen = {name: value for name, value in settings.items() if value is not None}
         unknown = set(chosen) - Settings.__optional_keys__
         if unknown:
@@ -179,70 +179,75 @@ class Engine:
                 f"settings: {', '.join(sorted(unknown))} not known, accepted are "
                 f"{', '.join(sorted(Settings.__optional_keys__))}"
             )
-        size = settings.get("size") or VideoSize(
+        size = chosen.get("size") or VideoSize(
             defaults["frames"], defaults["height"], defaults["width"]
         )
-        said = settings.get("seeds")
-        seeds = (0,) if said is None else tuple(said)
-        scene.check(
-            max_references=self.manifest.layouts["references"][1],
-            max_members=self.manifest.layouts["members"][1],
-        )
-        layout = scene.layout(*size.grid)
-        self.check_layout(layout, len(seeds))
+        seeds = tuple(chosen.get("seeds", (0,)))
         sampling: dict[str, Any] = {name: chosen.get(name, defaults[name]) for name in SAMPLING}
-        runtime.check_sampling(seeds, **sampling)
-        negative_prompt = settings.get("negative_prompt")
-        if negative_prompt is None:
-            negative_prompt = NEGATIVE_PROMPT
-        return _Asked(scene, size, layout, seeds, sampling, negative_prompt)
+        check_sampling(seeds, **sampling)
+        prepared = prepare_scene(
+            scene,
+            size.height,
+            size.width,
+            max_references=layouts["references"][1],
+            max_members=layouts["members"][1],
+        )
+        layout = self.mechanism.layout(prepared, size.grid)
+        self.check_layout(layout, len(seeds))
+        negative_prompt = chosen.get("negative_prompt", NEGATIVE_PROMPT)
+        valid = ValidRequest(
+            prepared, size, layout, seeds, **sampling, negative_prompt=negative_prompt,
+            mechanism=self.mechanism,
+        )  # fmt: skip
+        return valid if self.max_memory is None else replace(valid, plan=self._plan(valid))
 
-    def plan(self, scene: Scene | str | Path | Request, **settings: Unpack[Settings]) -> MemoryPlan:
+    def plan(
+        self, scene: Scene | str | Path | Request | ValidRequest, **settings: Unpack[Settings]
+    ) -> MemoryPlan:
         """What a request will need of memory, and how it is made to fit `max_memory`.
 
-        Raises LumosXError where it cannot fit.
+        No encoder is loaded. Raises LumosXError where it cannot fit.
         """
-        asked = scene if isinstance(scene, Request) else self._asked(scene, **settings)
-        return self._plan(asked)
+        if not isinstance(scene, Request | ValidRequest):
+            scene = self._valid(scene, **settings)
+        return scene.plan or self._plan(scene)
 
-    def fitting(self, request: Request, most: int) -> int:
-        """How many requests like this one, up to `most`, can go through the backend together."""
-        guided = request.guidance != 1.0
+    def max_batch(self, request: Request, most: int) -> tuple[int, MemoryPlan | None]:
+        """How many requests like this one, up to `most`, fit through the backend together.
+
+        With the plan for so many, where there is a limit of memory.
+        """
         streams = self.manifest.layouts.get("streams", [1, MAX_STREAMS])[1]
-        most = max(1, min(most, streams // (2 if guided else 1)))
+        most = max(1, min(most, streams // len(request.branches)))
         if self.max_memory is None:
-            return most
+            return most, None
         for count in range(most, 1, -1):
             with suppress(LumosXError):
-                self._plan(request, count)
-                return count
-        return 1
+                return count, self._plan(request, count)
+        return 1, request.plan
 
-    def _limited(self, asked: "Request | _Asked", requests: int = 1) -> MemoryPlan | None:
-        """The plan where there is a limit to keep."""
-        return None if self.max_memory is None else self._plan(asked, requests)
-
-    def _plan(self, asked: "Request | _Asked", requests: int = 1) -> MemoryPlan:
-        vae: Any = self.vae.model
-        weights = sum(p.numel() * p.element_size() for p in vae.parameters())
-        backend = self.manifest.backend
-        text_files = self.components.require("text_encoder").files
-        job = Job(
+    def _plan(self, request: Request | ValidRequest, requests: int = 1) -> MemoryPlan:
+        facts, manifest = self._encoder_facts, self.manifest
+        need = MemoryNeed(
             config=self.config,
-            backend=backend,
-            number_bytes=4 if "onnxruntime" == backend or self.manifest.precision == "fp32" else 2,
-            layout=asked.layout,
-            size=asked.size,
+            backend=manifest.backend,
+            number_bytes=number_bytes(manifest.backend, format_of(manifest.precision)),
+            layout=request.layout,
+            size=request.size,
             requests=requests,
-            seeds=len(asked.seeds),
-            branches=1 if asked.guidance == 1.0 else 2,
-            held_bytes=self._held_bytes + weights,
-            text_encoder_bytes=sum(file.stat().st_size for file in text_files),
-            vae_width=int(vae.config.base_dim),
-            vae_halo=halo(vae.decoder),
+            seeds=len(request.seeds),
+            branches=len(request.branches),
+            held_bytes=self._held_bytes + facts.vae_bytes,
+            text_encoder_bytes=facts.text_encoder_bytes,
+            vae_width=facts.vae_width,
+            vae_halo=facts.vae_halo,
             lossy=self.lossy,
         )
-        return memory.plan(job, self.max_memory)
+        return memory.plan(need, self.max_memory)
+
+    @cached_property
+    def _encoder_facts(self) -> EncoderFacts:
+        return encoder_facts(self.components)
 
     def sample(self, request: Request) -> Iterator[SamplerState]:
         """Yields the noise, then the state after every step; stop iterating to cancel.
@@ -261,11 +266,14 @@ class Engine:
             raise
 
     def sample_together(
-        self, requests: Sequence[Request]
+        self, requests: Sequence[Request], plan: MemoryPlan | None = None
     ) -> Iterator[list[SamplerState | NotFinite]]:
-        """`sample` for requests of one `together_key`; see `runtime.denoise_together`."""
-        plan, spoiled = self._limited(requests[0], len(requests)), 0
-        for states in runtime.denoise_together(
+        """`sample` for requests of one `batch_key`; see `denoise_together`.
+
+        plan: of `max_batch`, for several requests; one carries its own.
+        """
+        plan, spoiled = requests[0].plan if len(requests) == 1 else plan, 0
+        for states in denoise_together(
             self.backend,
             requests,
             self.config.head_dim,
@@ -284,9 +292,10 @@ class Engine:
 
         Raises NotFinite, and Flat for a video of one colour.
         """
-        plan, fps = self._limited(request), self.manifest.defaults["fps"]
+        fps = self.manifest.defaults["fps"]
+        tile = None if request.plan is None else request.plan.tile
         try:
-            videos = runtime.decode(self.vae, request, latents, fps, plan.tile if plan else None)
+            videos = decode(self.vae, request, latents, fps, tile)
         except LumosXError as error:
             self.health.ended(error)
             raise
@@ -311,26 +320,17 @@ class Engine:
 
     def serve(
         self, *, together: int = 4, waiting: int = 16, gather_seconds: float = 0.05
-    ) -> "Service":
-        """A service of this engine: many requests, batched and overlapping (`serving.Service`)."""
-        from lumosx_rt.runtime.service import Service
-
+    ) -> Service:
+        """A service of this engine: many requests, batched and overlapping (`Service`)."""
         return Service(self, together=together, waiting=waiting, gather_seconds=gather_seconds)
 
     def locate(self, inputs: Inputs, latents: Tensor, time: int) -> str:
         """Where a call's velocity stops being finite, in words (`diagnosis.explain`)."""
         return diagnosis.explain(self.backend, self.folder, self.manifest, inputs, latents, time)
 
-    def check_layout(self, layout: SceneLayout, seeds: int = 1) -> None:
-        """Raises LumosXError where a layout is outside the range that the engine was built for."""
-        values = {
-            "frames": layout.video_frames,
-            "height": layout.height,
-            "width": layout.width,
-            "references": layout.references,
-            "members": layout.grouping.index.shape[1],
-            "seeds": seeds,
-        }
+    def check_layout(self, layout: Layout, seeds: int = 1) -> None:
+        """Raise LumosXError where a layout is outside the range that the engine was built for."""
+        values = layout.sizes | {"seeds": seeds}
         problems = [
             f"{name} is {values[name]}, the engine was built for {least} to {most}"
             for name, (least, most) in self.manifest.layouts.items()
@@ -358,19 +358,3 @@ class Engine:
     @cached_property
     def vae(self) -> VideoAutoencoder:
         return RememberingVae(load_vae(self.components), self.remembered)
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A scene and what is asked of it, defaults filled in."""
-
-    scene: Scene
-    size: VideoSize
-    layout: SceneLayout
-    seeds: tuple[int, ...]
-    sampling: dict[str, Any]
-    negative_prompt: str
-
-    @property
-    def guidance(self) -> float:
-        return float(self.sampling["guidance"])

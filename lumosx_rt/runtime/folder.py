@@ -8,6 +8,7 @@ from typing import Any
 from lumosx_rt.drawing.contact_sheet import contact_sheet
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import replacing
+from lumosx_rt.reference.sampling.request import ValidRequest
 from lumosx_rt.reference.sampling.solvers import SamplerState
 from lumosx_rt.reference.scenes.folder import SCENE_FILE
 from lumosx_rt.reference.scenes.scene import Scene
@@ -55,12 +56,14 @@ def generate_all(
     *,
     force: bool,
     load: Callable[[Path], Scene] = Scene.load,
+    checked: Callable[[ValidRequest], None] = lambda valid: None,
     progress: Callable[[str, SamplerState], None] = lambda name, state: None,
     **settings: Any,
 ) -> list[Outcome]:
     """Write `out`/<name>.mp4 (one per seed) and `out`/<name>.png for every scene.
 
-    settings: those of `Engine.generate`. A scene that fails becomes an outcome with its error.
+    checked: shown every request before it starts. settings: those of `Engine.generate`. A scene
+    that fails becomes an outcome with its error.
     """
     out.mkdir(parents=True, exist_ok=True)  # an OSError says at once that it cannot be
     outcomes: list[Outcome] = []
@@ -69,10 +72,12 @@ def generate_all(
         warnings: tuple[str, ...] = ()
         try:
             scene = load(path)
-            warnings = tuple(scene.check())
             files = _files(out, scene, settings.get("seeds", (0,)))
             _check_free(files, taken, force)
-            made = _make(engine, scene, files, progress, settings)
+            valid = engine.check(scene, **settings)
+            warnings = valid.scene.warnings
+            checked(valid)
+            made = _make(engine, valid, files, progress)
             outcomes.append(Outcome(scene.name, made, warnings))
             taken |= set(made)
         except LumosXError as error:
@@ -95,21 +100,19 @@ def _check_free(files: list[Path], taken: set[str], force: bool) -> None:
 
 def _make(
     engine: Engine,
-    scene: Scene,
+    valid: ValidRequest,
     files: list[Path],
     progress: Callable[[str, SamplerState], None],
-    settings: dict[str, Any],
 ) -> tuple[str, ...]:
-    request = engine.prepare(scene, **settings)
+    request = engine.prepare(valid)
     for state in engine.sample(request):
-        progress(scene.name, state)
+        progress(valid.name, state)
     videos = engine.decode(request, state.latents)
-    pictures = scene.fitted(request.size.height, request.size.width)
-    words = [reference.word for reference in scene.references]
+    labelled = list(zip(valid.scene.words, valid.scene.pictures, strict=True))
     for video, clip, sheet in zip(videos, files[::2], files[1::2], strict=True):
         video.save(clip)
-        title = f"{scene.name}, seed {video.seed}"
-        image = contact_sheet(list(zip(words, pictures, strict=True)), video.frames, title=title)
+        title = f"{valid.name}, seed {video.seed}"
+        image = contact_sheet(labelled, video.frames, title=title)
         with replacing(sheet) as temporary:
             image.save(temporary, format="PNG")
     return tuple(str(file) for file in files)

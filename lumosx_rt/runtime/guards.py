@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lumosx_rt.reference.errors import Flat, NotFinite
-from lumosx_rt.reference.mechanisms.lumosx.binding import Binding
+from lumosx_rt.reference.mechanisms.mechanism import Binding
 
 FLAT = 0.5  # standard deviation in 8-bit levels below which a video shows nothing
 FLAT_LATENTS = 1e-4  # the same of latents, where ordinary pictures have about 1
@@ -59,12 +59,7 @@ class Health:
 
 def check_binding(name: str, binding: Binding) -> None:
     """Raises NotFinite where an encoder made something else than numbers of a scene."""
-    made = {
-        "the text encoder's embeddings of the prompt": binding.text,
-        "the text encoder's embeddings of the negative prompt": binding.null_text,
-        "the VAE's latents of the references": binding.references,
-    }
-    for what, tensor in made.items():
+    for what, tensor in binding.named():
         if not torch.isfinite(tensor).all():
             raise NotFinite(f"'{name}': {what} are not finite; the components are damaged")
 

@@ -27,15 +27,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lumosx_rt.calibration.formats import Format
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.encoders import tiled_decode as tiles
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.mechanisms.mechanism import Layout
+from lumosx_rt.reference.sampling.memory_plan import GIB, MemoryPlan, Tile
 from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy
 from lumosx_rt.reference.scenes.video_size import VideoSize
 
-Tile = tuple[int, int]
-GIB = 2**30
 FLOAT_BYTES = 4
 LIBRARIES_BYTES = 330 << 20  # diffusers, transformers and what torch sets up when first used
 SMALLEST_TILE = 8
@@ -45,14 +45,14 @@ _UNROLLED = 20480  # channels x frames x rows up to which torch unrolls a convol
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class MemoryNeed:
     """The sizes that decide what requests need."""
 
     config: LumosXConfig
     backend: str
     number_bytes: int
     """Of the backend's activations."""
-    layout: SceneLayout
+    layout: Layout
     size: VideoSize
     requests: int = 1
     """That go through the backend together."""
@@ -69,58 +69,18 @@ class Job:
     lossy: Lossy = EXACT
 
 
-@dataclass(frozen=True, kw_only=True)
-class MemoryPlan:
-    """Peak of each phase in bytes, all that is held included, and what was done to get there."""
-
-    held_bytes: int
-    text_bytes: int
-    pictures_bytes: int
-    denoise_bytes: int
-    decode_bytes: int
-    limit_bytes: int | None = None
-    sequential: bool = False
-    """The guidance branches run one after the other."""
-    tile: Tile | None = None
-    """Latent (rows, columns) that are decoded at a time; None: whole frames."""
-    frees_text_encoder: bool = False
-    """It is let go after use, and loaded again for new words."""
-
-    @property
-    def phases(self) -> dict[str, int]:
-        return {
-            "text": self.text_bytes,
-            "pictures": self.pictures_bytes,
-            "denoise": self.denoise_bytes,
-            "decode": self.decode_bytes,
-        }
-
-    @property
-    def peak_bytes(self) -> int:
-        return max(self.phases.values())
-
-    def __str__(self) -> str:
-        peaks = ", ".join(f"{name} {value / GIB:.2f}" for name, value in self.phases.items())
-        limit = "" if self.limit_bytes is None else f" of {self.limit_bytes / GIB:.2f}"
-        done = [
-            text
-            for said, text in (
-                (self.frees_text_encoder, "text encoder freed after use"),
-                (self.sequential, "guidance branches one after the other"),
-                (self.tile, "decoded in tiles of {}x{} latents".format(*(self.tile or (0, 0)))),
-            )
-            if said
-        ]
-        return "; ".join([f"peak {self.peak_bytes / GIB:.2f}{limit} GiB ({peaks})", *done])
+def number_bytes(backend: str, numbers: Format) -> int:
+    """Bytes of a backend's activations; onnxruntime computes in float32 whatever it stores."""
+    return FLOAT_BYTES if backend == "onnxruntime" else numbers.number_bytes
 
 
-def plan(job: Job, limit_bytes: int | None = None) -> MemoryPlan:
-    """What a job needs, changed as little as makes it fit the limit.
+def plan(need: MemoryNeed, limit_bytes: int | None = None) -> MemoryPlan:
+    """What a need needs, changed as little as makes it fit the limit.
 
     Every change gives the same video: bit-exact, or within the rounding of another order of sums.
     Raises LumosXError with the numbers where nothing makes it fit.
     """
-    for found in _ways(job):
+    for found in _ways(need):
         found = replace(found, limit_bytes=limit_bytes)
         if limit_bytes is None or found.peak_bytes <= limit_bytes:
             return found
@@ -130,89 +90,89 @@ def plan(job: Job, limit_bytes: int | None = None) -> MemoryPlan:
     )
 
 
-def _ways(job: Job) -> Iterator[MemoryPlan]:
+def _ways(need: MemoryNeed) -> Iterator[MemoryPlan]:
     """From the usual way to the one that takes least; what costs least time is tried first."""
     for frees in (False, True):
-        for tile in _tiles(job):
-            for sequential in (False, True) if job.branches > 1 else (False,):
-                yield _way(job, frees, sequential, tile)
+        for tile in _tiles(need):
+            for sequential in (False, True) if need.branches > 1 else (False,):
+                yield _way(need, frees, sequential, tile)
 
 
-def _way(job: Job, frees: bool, sequential: bool, tile: Tile | None) -> MemoryPlan:
-    text = job.text_encoder_bytes
-    base = job.held_bytes + (0 if frees else text)
-    denoise = denoise_bytes(job, 1 if sequential else job.branches) + kept_bytes(job)
-    arena = denoise if job.backend == "onnxruntime" else 0  # it gives nothing back
+def _way(need: MemoryNeed, frees: bool, sequential: bool, tile: Tile | None) -> MemoryPlan:
+    text = need.text_encoder_bytes
+    base = need.held_bytes + (0 if frees else text)
+    denoise = denoise_bytes(need, 1 if sequential else need.branches) + kept_bytes(need)
+    arena = denoise if need.backend == "onnxruntime" else 0  # it gives nothing back
     return MemoryPlan(
-        held_bytes=job.held_bytes,
-        text_bytes=job.held_bytes + text + _text_bytes(job.config),
-        pictures_bytes=base + (_pictures_bytes(job) if job.layout.references else 0),
+        held_bytes=need.held_bytes,
+        text_bytes=need.held_bytes + text + _text_bytes(need.config),
+        pictures_bytes=base + (_pictures_bytes(need) if need.layout.references else 0),
         denoise_bytes=base + denoise,
-        decode_bytes=base + arena + decode_bytes(job, tile),
+        decode_bytes=base + arena + decode_bytes(need, tile),
         sequential=sequential,
         tile=tile,
         frees_text_encoder=frees,
     )
 
 
-def _tiles(job: Job) -> Iterator[Tile | None]:
+def _tiles(need: MemoryNeed) -> Iterator[Tile | None]:
     """Whole frames, then halves of them, as long as that saves anything beside the halo."""
     yield None
-    least = decode_bytes(job, None)
-    _, rows, columns = job.size.latent
+    least = decode_bytes(need, None)
+    _, rows, columns = need.size.latent
     while max(rows, columns) > SMALLEST_TILE:
         rows, columns = (max(-(-n // 2), min(n, SMALLEST_TILE)) for n in (rows, columns))
-        needed = decode_bytes(job, (rows, columns))
+        needed = decode_bytes(need, (rows, columns))
         if needed < least:
             least = needed
             yield rows, columns
 
 
-def denoise_bytes(job: Job, branches: int) -> int:
+def denoise_bytes(need: MemoryNeed, branches: int) -> int:
     """Activations of one call of the transformer with so many guidance branches."""
-    config, layout = job.config, job.layout
-    streams = job.requests * branches
+    config, layout = need.config, need.layout
+    streams = need.requests * branches
     own, seen = layout.video_tokens, layout.tokens
-    video, condition = streams * job.seeds * own, streams * layout.references * layout.frame_tokens
+    video, condition = streams * need.seeds * own, streams * layout.references * layout.frame_tokens
     heads, words = config.num_heads, config.text_len
-    groups, members = layout.grouping.index.shape
+    groups, members = layout.group_sizes
     rows = video + condition
     biased, hidden = heads * condition * words, rows * config.ffn_dim
-    if job.backend == "onnxruntime":
+    if need.backend == "onnxruntime":
         grouped = streams * groups * (members * layout.frame_tokens) ** 2
         attended = heads * (video * seen + 3 * grouped + video * words) + 4 * biased
-        arena = (attended + 10 * rows * config.dim + 2 * hidden) * job.number_bytes
-        return arena * 7 // 4 if job.lossy.skips_blocks else arena
-    return (12 * rows * config.dim + max(2 * hidden, biased)) * job.number_bytes
+        arena = (attended + 10 * rows * config.dim + 2 * hidden) * need.number_bytes
+        return arena * 7 // 4 if need.lossy.skips_blocks else arena
+    return (12 * rows * config.dim + max(2 * hidden, biased)) * need.number_bytes
 
 
-def kept_bytes(job: Job) -> int:
+def kept_bytes(need: MemoryNeed) -> int:
     """What shortcuts keep from one step to the next, for all guidance branches."""
-    layout, streams = job.layout, job.requests * job.branches
+    layout, streams = need.layout, need.requests * need.branches
     condition = streams * layout.references * layout.frame_tokens
-    video, numbers = streams * job.seeds * layout.video_tokens, 0
-    if job.lossy.reuses_keys:
-        numbers += 2 * job.config.num_layers * condition + video
-    if job.lossy.skips_blocks:
+    video, numbers = streams * need.seeds * layout.video_tokens, 0
+    if need.lossy.reuses_keys:
+        numbers += 2 * need.config.num_layers * condition + video
+    if need.lossy.skips_blocks:
         numbers += 4 * video
-    return numbers * job.config.dim * job.number_bytes
+    return numbers * need.config.dim * need.number_bytes
 
 
-def decode_bytes(job: Job, tile: Tile | None) -> int:
+def decode_bytes(need: MemoryNeed, tile: Tile | None) -> int:
     """Decoding one clip, tile by tile, with the frames that come of it."""
-    frames, rows, columns = job.size.latent
-    boxes = tiles.boxes(rows, columns, tile, job.vae_halo)
+    frames, rows, columns = need.size.latent
+    boxes = tiles.boxes(rows, columns, tile, need.vae_halo)
     height, width = (
         8 * max(seen.stop - seen.start for seen in sides)
         for sides in ([b.seen_rows for b in boxes], [b.seen_columns for b in boxes])
     )
     stages = [
-        _stage_bytes(job.vae_width, made, height, width, tile is not None)
+        _stage_bytes(need.vae_width, made, height, width, tile is not None)
         for made in ([1, _DECODED_FRAMES] if frames > 1 else [1])
     ]
     attention = 4 * FLOAT_BYTES * (rows * columns) ** 2
-    kept = frames * rows * columns * 4 * job.vae_width * FLOAT_BYTES
-    clips = job.requests * job.seeds * job.size.frames * job.size.height * job.size.width * 3
+    kept = frames * rows * columns * 4 * need.vae_width * FLOAT_BYTES
+    clips = need.requests * need.seeds * need.size.frames * need.size.height * need.size.width * 3
     return max(attention, *stages) + kept + clips
 
 
@@ -222,8 +182,8 @@ def _stage_bytes(channels: int, frames: int, height: int, width: int, tiled: boo
     return copies * channels * frames * height * width * FLOAT_BYTES
 
 
-def _pictures_bytes(job: Job) -> int:
-    return 22 * job.vae_width * job.size.height * job.size.width * FLOAT_BYTES
+def _pictures_bytes(need: MemoryNeed) -> int:
+    return 22 * need.vae_width * need.size.height * need.size.width * FLOAT_BYTES
 
 
 def _text_bytes(config: LumosXConfig) -> int:

@@ -16,9 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lumosx_rt.reference.encoders.umt5 import TextEncoder
+from lumosx_rt.reference.encoders.umt5 import Prompt, TextEncoder
 from lumosx_rt.reference.encoders.wan_vae import Tile, VideoAutoencoder
-from lumosx_rt.reference.scenes.words import clean_text
 
 REMEMBERED_BYTES = 256 << 20
 Key = tuple[object, ...]
@@ -63,14 +62,14 @@ class RememberingTextEncoder(TextEncoder):
         super().__init__(encoder.model, encoder.tokenizer, encoder.text_len)
         self._load, self._remembered, self._lock = load, remembered, RLock()
 
-    def encode(self, text: str) -> Tensor:
-        key = ("text", clean_text(text))
+    def embed(self, prompt: Prompt) -> Tensor:
+        key = ("text", prompt.text)
         with self._lock:
             found = self._remembered.recall(key)
             if found is None:
                 if self.is_free:
                     self.model = self._load().model
-                found = super().encode(text)
+                found = super().embed(prompt)
                 self._remembered.keep(key, found)
         return found
 

@@ -9,6 +9,7 @@ limit the three take turns, because the limit is planned for one of them at a ti
 
 import time
 from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -16,22 +17,43 @@ from pathlib import Path
 from queue import Empty, Queue
 from threading import Lock, Semaphore, Thread
 from types import TracebackType
-from typing import Unpack
+from typing import Protocol, Unpack
 
 from torch import Tensor
 
 from lumosx_rt.reference.errors import LumosXError, NotFinite
+from lumosx_rt.reference.sampling.memory_plan import MemoryPlan
 from lumosx_rt.reference.sampling.request import Request
 from lumosx_rt.reference.sampling.solvers import SamplerState
 from lumosx_rt.reference.scenes.scene import Scene
-from lumosx_rt.runtime.engine import Engine, Settings
+from lumosx_rt.runtime.guards import Health
+from lumosx_rt.runtime.settings import Settings
 from lumosx_rt.runtime.video import Video
 
 DECODING = 2  # requests that may wait for the decoder: latents are small, and it should not idle
 
 
+class Serves(Protocol):
+    """What a service needs of an engine."""
+
+    max_memory: int | None
+    health: Health
+
+    def prepare(self, scene: Scene | str | Path, **settings: Unpack[Settings]) -> Request: ...
+
+    def max_batch(self, request: Request, most: int) -> tuple[int, MemoryPlan | None]: ...
+
+    def sample_together(
+        self, requests: Sequence[Request], plan: MemoryPlan | None = None
+    ) -> Iterator[list[SamplerState | NotFinite]]: ...
+
+    def decode(self, request: Request, latents: Tensor) -> list[Video]: ...
+
+
 @dataclass(eq=False)
-class _Job:
+class QueuedRequest:
+    """A request on its way through the three threads."""
+
     scene: Scene | str | Path
     settings: Settings
     future: "Future[list[Video]]" = field(default_factory=Future)
@@ -52,7 +74,7 @@ class Service:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Serves,
         *,
         together: int = 4,
         waiting: int = 16,
@@ -67,10 +89,10 @@ class Service:
             nullcontext() if engine.max_memory is None else Lock()
         )
         self._closed = self._dropping = False
-        self._asked: Queue[_Job | None] = Queue()
-        self._ready: Queue[_Job | None] = Queue(together)
-        self._sampled: Queue[_Job | None] = Queue(DECODING)
-        self._apart: deque[_Job] = deque()  # taken out of the queue, of another shape
+        self._asked: Queue[QueuedRequest | None] = Queue()
+        self._ready: Queue[QueuedRequest | None] = Queue(together)
+        self._sampled: Queue[QueuedRequest | None] = Queue(DECODING)
+        self._apart: deque[QueuedRequest] = deque()  # taken out of the queue, of another shape
         self._threads = [
             Thread(target=work, name=f"lumosx-{work.__name__[1:]}", daemon=True)
             for work in (self._prepare, self._denoise, self._decode)
@@ -91,7 +113,7 @@ class Service:
         would; `cancel` works until its videos are there. Raises LumosXError where there is no room
         in time, or the service was closed.
         """
-        job = _Job(scene, settings)
+        job = QueuedRequest(scene, settings)
         if not self._room.acquire(timeout=timeout):
             raise LumosXError(f"service: no room for another request within {timeout} s; ask later")
         with self._lock:
@@ -142,11 +164,11 @@ class Service:
         while (first := self._apart.popleft() if self._apart else self._ready.get()) is not None:
             try:
                 assert first.request is not None
-                most = self.engine.fitting(first.request, self.together)
+                most, plan = self.engine.max_batch(first.request, self.together)
             except Exception as error:
                 self._failed(first, error)
                 continue
-            self._run(self._gathered(first, most))
+            self._run(self._gathered(first, most), plan)
         self._sampled.put(None)
 
     def _decode(self) -> None:
@@ -165,12 +187,12 @@ class Service:
 
     # -- batches --------------------------------------------------------------------------------
 
-    def _gathered(self, first: _Job, most: int) -> list[_Job]:
+    def _gathered(self, first: QueuedRequest, most: int) -> list[QueuedRequest]:
         """A request and those that can go with it."""
         assert first.request is not None
-        key, jobs = first.request.together_key, [first]
+        key, jobs = first.request.batch_key, [first]
         for job in list(self._apart):
-            if len(jobs) < most and job.request and job.request.together_key == key:
+            if len(jobs) < most and job.request and job.request.batch_key == key:
                 self._apart.remove(job)
                 jobs.append(job)
         until = time.monotonic() + self.gather_seconds
@@ -183,10 +205,10 @@ class Service:
                 self._ready.put(None)  # for the next time
                 break
             assert another.request is not None
-            (jobs if another.request.together_key == key else self._apart).append(another)
+            (jobs if another.request.batch_key == key else self._apart).append(another)
         return jobs
 
-    def _run(self, jobs: list[_Job]) -> None:
+    def _run(self, jobs: list[QueuedRequest], plan: MemoryPlan | None = None) -> None:
         jobs = [job for job in jobs if not self._dropped(job)]
         if not jobs:
             return
@@ -194,7 +216,7 @@ class Service:
         running = dict(enumerate(jobs))
         try:
             with self._turn:
-                for states in self.engine.sample_together(requests):
+                for states in self.engine.sample_together(requests, plan):
                     self._look_after(running, states)
                     if not running:
                         return
@@ -212,7 +234,9 @@ class Service:
             job.latents = state.latents
             self._sampled.put(job)
 
-    def _look_after(self, running: dict[int, _Job], states: list[SamplerState | NotFinite]) -> None:
+    def _look_after(
+        self, running: dict[int, QueuedRequest], states: list[SamplerState | NotFinite]
+    ) -> None:
         """Take out of `running` what failed or was cancelled."""
         for i, job in list(running.items()):
             state = states[i]
@@ -222,7 +246,7 @@ class Service:
                 continue
             del running[i]
 
-    def _dropped(self, job: _Job) -> bool:
+    def _dropped(self, job: QueuedRequest) -> bool:
         """Whether a request is to end now, because its future or the service was cancelled."""
         if not (job.future.cancelled() or (self._dropping and job.future.cancel())):
             return False
@@ -230,6 +254,6 @@ class Service:
         self.engine.health.count("cancelled")
         return True
 
-    def _failed(self, job: _Job, error: Exception) -> None:
+    def _failed(self, job: QueuedRequest, error: Exception) -> None:
         if job.future.set_running_or_notify_cancel():
             job.future.set_exception(error)

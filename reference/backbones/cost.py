@@ -1,4 +1,4 @@
-"""Useful work, counted from a `SceneLayout`, and the least time that it takes.
+"""Useful work, counted from a layout, and the least time that it takes.
 
 The ceilings were measured on an H200 in plain torch with random data: a large bfloat16 matrix
 product, and a device copy (bytes read plus written; 4.8 TB/s by the datasheet). e4m3 is taken as
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lumosx_rt.reference.backbones.config import LumosXConfig
-from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.mechanisms.mechanism import Layout
 
 CEILING_TFLOPS = {"half": 790.0, "e4m3": 1580.0}
 CEILING_TBPS = 4.3
@@ -37,17 +37,12 @@ class Work:
         return {name: amount / ms * 1e-9, "roofline_share": self.roof_ms / ms}
 
 
-def attended_pairs(layout: SceneLayout) -> int:
-    """(query, key) pairs of self-attention."""
-    return sum((b - a) * (d - c) for (a, b), (c, d) in layout.attention_ranges)
-
-
-def self_attention(layout: SceneLayout, config: LumosXConfig, kind: str = "half") -> Work:
+def self_attention(layout: Layout, config: LumosXConfig, kind: str = "half") -> Work:
     """Two products over every pair of a query and a key it sees."""
-    return Work({kind: 4.0 * config.dim * attended_pairs(layout)})
+    return Work({kind: 4.0 * config.dim * layout.attended_pairs})
 
 
-def cross_attention(layout: SceneLayout, config: LumosXConfig) -> Work:
+def cross_attention(layout: Layout, config: LumosXConfig) -> Work:
     """The same over the text; the bias table is a thousandth of it and left out."""
     return Work({"half": 4.0 * config.dim * layout.tokens * config.text_len})
 
@@ -57,7 +52,7 @@ def linear(tokens: int, inputs: int, outputs: int, kind: str = "half") -> Work:
 
 
 def forward(
-    layout: SceneLayout, config: LumosXConfig, attention: str = "half", linears: str = "half"
+    layout: Layout, config: LumosXConfig, attention: str = "half", linears: str = "half"
 ) -> Work:
     """A model's blocks: attentions, and linear layers on tokens.
 
@@ -69,7 +64,7 @@ def forward(
     weights = 6 * dim * dim + 2 * dim * config.ffn_dim
     rows = blocks * video + (blocks - 1) * references
     products = 2.0 * (rows * weights + references * 2 * dim * dim)
-    pairs = (blocks - 1) * attended_pairs(layout) + video * layout.tokens
+    pairs = (blocks - 1) * layout.attended_pairs + video * layout.tokens
     flops = {"half": 4.0 * dim * rows * config.text_len}
     for kind, count in ((attention, 4.0 * dim * pairs), (linears, products)):
         flops[kind] = flops.get(kind, 0.0) + count

@@ -1,7 +1,7 @@
 """Text to embeddings: what LumosX does around transformers' UMT5EncoderModel (SPEC 5)."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,17 @@ if TYPE_CHECKING:
 
 PAD_ID = 0
 END_ID = 1
+
+
+class Prompt(NamedTuple):
+    """A text, cleaned and tokenized once.
+
+    ids: int64 [text_len], padded with id 0. real: bool [text_len], False where padded.
+    """
+
+    text: str
+    ids: NDArray[np.int64]
+    real: NDArray[np.bool_]
 
 
 class TextEncoder:
@@ -47,30 +58,39 @@ class TextEncoder:
     def text_dim(self) -> int:
         return int(self.model.config.d_model)
 
-    def tokenize(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Ids int64 [text_len], and which of them are real, bool [text_len].
+    def prompt(self, text: str) -> Prompt:
+        """Tokenize a text that `clean_text` was applied to.
 
-        Cleaned, truncated so that the end token stays, padded with id 0.
+        It is truncated so that the end token stays, and padded with id 0.
         """
-        found = self.tokenizer(clean_text(text), truncation=True, max_length=self.text_len)
+        found = self.tokenizer(text, truncation=True, max_length=self.text_len)
         ids = np.full(self.text_len, PAD_ID, np.int64)
         ids[: len(found.input_ids)] = found.input_ids
-        return ids, np.arange(self.text_len) < len(found.input_ids)
+        return Prompt(text, ids, np.arange(self.text_len) < len(found.input_ids))
+
+    def tokenize(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Ids int64 [text_len] of any text, and which of them are real, bool [text_len]."""
+        prompt = self.prompt(clean_text(text))
+        return prompt.ids, prompt.real
+
+    def encode(self, text: str) -> Tensor:
+        """Embeddings of any text, float32 [text_len, text_dim]; rows past it are zero (SPEC 5)."""
+        return self.embed(self.prompt(clean_text(text)))
 
     @torch.no_grad()
-    def encode(self, text: str) -> Tensor:
-        """Embeddings, float32 [text_len, text_dim]; rows past the text are zero (SPEC 5)."""
-        ids, mask = self.tokenize(text)
+    def embed(self, prompt: Prompt) -> Tensor:
+        """Embeddings of a prompt, float32 [text_len, text_dim]; rows past it are zero (SPEC 5)."""
         device = self.model.shared.weight.device
-        attended = torch.from_numpy(mask).to(device)
+        attended = torch.from_numpy(prompt.real).to(device)
         hidden = self.model(
-            input_ids=torch.from_numpy(ids).to(device)[None], attention_mask=attended.long()[None]
+            input_ids=torch.from_numpy(prompt.ids).to(device)[None],
+            attention_mask=attended.long()[None],
         ).last_hidden_state[0]
         return torch.where(attended[:, None], hidden.float(), 0.0)
 
     def word_mask(self, prompt_ids: NDArray[np.int64], word: str) -> NDArray[np.bool_]:
-        """Which prompt tokens spell a word, at every place it stands: bool [text_len] (SPEC 5)."""
-        return word_mask(prompt_ids, self.tokenize(word)[0], END_ID)
+        """Which prompt tokens spell a cleaned word, at every place: bool [text_len] (SPEC 5)."""
+        return word_mask(prompt_ids, self.prompt(word).ids, END_ID)
 
 
 def load_text_encoder(

@@ -84,11 +84,24 @@ def vae_from_wan(
     return found
 
 
+def autoencoder_state(part: Component) -> State:
+    """A VAE's tensors in Wan2.1 names, from a file in these names or in diffusers'."""
+    state = open_state(part.path)
+    if _in_wan_names(state):
+        return state
+    blocks = sum(f"decoder.up_blocks.0.resnets.{i}.conv1.weight" in state for i in range(99)) - 1
+    return state.renamed(lambda name: keymaps.vae_to_wan(name, blocks))
+
+
+def _in_wan_names(state: State) -> bool:
+    return "encoder.conv1.weight" in state.shapes
+
+
 def load_autoencoder(part: Component, dtype: torch.dtype | None = None) -> "AutoencoderKLWan":
     """The VAE of a bundle, in Wan2.1's or diffusers' names."""
-    state = open_state(part.path)
-    if "encoder.conv1.weight" in state.shapes:
-        return vae_from_wan(state, dtype=dtype)
+    stored = open_state(part.path)
+    if _in_wan_names(stored):
+        return vae_from_wan(stored, dtype=dtype)
     about = read_json(part.config) if part.config else {}
     if about.get("is_residual") or about.get("patch_size") is not None:
         raise LumosXError(f"{part.path}: this is a Wan2.2 VAE; LumosX uses the one of Wan2.1")
@@ -99,9 +112,7 @@ def load_autoencoder(part: Component, dtype: torch.dtype | None = None) -> "Auto
         if values is not None and not numbers:
             raise LumosXError(f"{part.config}: {name} must be a list of numbers")
         statistics[name] = values
-    blocks = sum(f"decoder.up_blocks.0.resnets.{i}.conv1.weight" in state for i in range(99)) - 1
-    wan = state.renamed(lambda name: keymaps.vae_to_wan(name, blocks))
-    return vae_from_wan(wan, **statistics, dtype=dtype)
+    return vae_from_wan(autoencoder_state(part), **statistics, dtype=dtype)
 
 
 def load_tokenizer(folder: Path) -> Any:

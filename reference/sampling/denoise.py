@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from lumosx_rt.reference.errors import NotFinite
-from lumosx_rt.reference.sampling.flow import guide
-from lumosx_rt.reference.sampling.inputs import Backend, Inputs, plain_inputs
+from lumosx_rt.reference.mechanisms.mechanism import Branch
+from lumosx_rt.reference.sampling.branches import combined
+from lumosx_rt.reference.sampling.inputs import Backend, Inputs
 from lumosx_rt.reference.sampling.request import Request
 from lumosx_rt.reference.sampling.solvers import SamplerState, initial_noise, sample
 
 Locate = Callable[[Inputs, Tensor, int], str]
+VERIFY = "Check the engine with `lumosx-rt verify`"
 
 
 def denoise(
@@ -25,10 +27,9 @@ def denoise(
 ) -> Iterator[SamplerState]:
     """Sample a request: yields the noise, then the state after every step.
 
-    States hold latents [seeds, channels, frames, rows, columns]. Both guidance branches run as two
-    streams of one call, or `sequential`ly, in half the memory; without guidance (1.0) only the
-    prompt's runs. locate: asked where a step went wrong. Raises NotFinite as soon as latents stop
-    being finite.
+    States hold latents [seeds, channels, frames, rows, columns]. All branches run as streams of
+    one call, or `sequential`ly, for less memory. locate: asked where a step went wrong. Raises
+    NotFinite as soon as latents stop being finite.
     """
     together = denoise_together(backend, [request], head_dim, sequential=sequential, locate=locate)
     for (state,) in together:
@@ -45,14 +46,13 @@ def denoise_together(
     sequential: bool = False,
     locate: Locate | None = None,
 ) -> Iterator[list[SamplerState | NotFinite]]:
-    """`denoise` for requests of one `together_key`: yields every request's state, step by step.
+    """`denoise` for requests of one `batch_key`: yields every request's state, step by step.
 
     One whose latents stop being finite has its error in the place of its states from then on, and
     does not touch the others.
     """
     first = requests[0]
-    channels, rows, columns = first.binding.references.shape[1:]
-    shape = (channels, first.layout.video_frames, rows, columns)
+    shape = first.latent_shape
     noise = [torch.stack([initial_noise(seed, shape) for seed in r.seeds]) for r in requests]
     velocity = guided_velocity(backend, requests, head_dim, sequential)
     given = torch.stack(noise), 0  # what the last call was given
@@ -82,35 +82,34 @@ def denoise_together(
 def guided_velocity(
     backend: Backend, requests: Sequence[Request], head_dim: int, sequential: bool = False
 ) -> Callable[[Tensor, int], Tensor]:
-    """The velocity of latents [requests, seeds, ...] at a time, both branches put together."""
-    calls = calls_of(requests, head_dim, sequential)
+    """The velocity of latents [requests, seeds, ...] at a time, all branches put together."""
+    branches, calls = requests[0].branches, calls_of(requests, head_dim, sequential)
     runs = [(backend.bind(inputs), inputs.shape[0] // len(requests)) for inputs in calls]
-    guidance = requests[0].guidance
 
     def velocity(latents: Tensor, time: int) -> Tensor:
         streams = [run(torch.cat([latents] * times), time) for run, times in runs]
-        if guidance == 1.0:
-            return streams[0]
-        conditional, null = streams if sequential else streams[0].chunk(2)
-        return guide(conditional, null, guidance)
+        return combined(branches, streams if sequential else streams[0].chunk(len(branches)))
 
     return velocity
 
 
 def calls_of(requests: Sequence[Request], head_dim: int, sequential: bool = False) -> list[Inputs]:
-    """What the backend is bound to: a stream for each branch of each request, prompts first.
+    """What the backend is bound to: a stream for each branch of each request, branch by branch.
 
-    The null branch keeps the references and the word template (SPEC 7). sequential: a call for
-    each branch.
+    sequential: a call for each branch, for less memory.
     """
-    layouts, seeds = [request.layout for request in requests], len(requests[0].seeds)
-    prompts = [request.binding for request in requests]
-    if requests[0].guidance == 1.0:
-        return [plain_inputs(layouts, prompts, seeds, head_dim)]
-    nulls = [replace(binding, text=binding.null_text) for binding in prompts]
+    first = requests[0]
+    layouts = [request.layout for request in requests]
+    bindings = [request.binding for request in requests]
+
+    def call(branches: Sequence[Branch]) -> Inputs:
+        prompts = [branch.prompt for branch in branches for _ in requests]
+        tensors = first.mechanism.inputs(
+            layouts * len(branches), bindings * len(branches), prompts, head_dim
+        )
+        shape = (len(prompts), len(first.seeds), *first.latent_shape)
+        return Inputs(tensors, shape, first.mechanism)
+
     if sequential:
-        return [plain_inputs(layouts, branch, seeds, head_dim) for branch in (prompts, nulls)]
-    return [plain_inputs(layouts * 2, prompts + nulls, seeds, head_dim)]
-
-
-VERIFY = "Check the engine with `lumosx-rt verify`"
+        return [call([branch]) for branch in first.branches]
+    return [call(first.branches)]

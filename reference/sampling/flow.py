@@ -12,11 +12,6 @@ from torch import Tensor
 from lumosx_rt.reference.sampling.schedules import TIMES
 
 
-def guide(conditional: Tensor, null: Tensor, guidance: float) -> Tensor:
-    """Classifier-free guidance."""
-    return null + guidance * (conditional - null)
-
-
 def add_noise(x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
     """x_t = (1 - t/1000) x0 + t/1000 noise; time: float [batch], 0..1000, not truncated."""
     s = (time / TIMES).reshape(-1, *[1] * (x0.dim() - 1))

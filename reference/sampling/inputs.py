@@ -1,31 +1,66 @@
-"""What makes velocities: a backend is bound to one request and then called once per step."""
+"""What a model is given: named tensors with named axes, and the limits of every axis."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from lumosx_rt.reference.mechanisms.lumosx.binding import Binding
-from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
-from lumosx_rt.reference.mechanisms.lumosx.structure import Structure, structure_of
+from lumosx_rt.reference.backbones.config import LumosXConfig
+from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.mechanisms.lumosx.mechanism import LUMOSX
+from lumosx_rt.reference.mechanisms.mechanism import Axes, Layout, Mechanism
+
+MAX_STREAMS, MAX_SEEDS = 64, 64
+OUTPUT = "velocity"
+_EVERY: dict[str, Axes] = {
+    "latents": ("streams", "seeds", "channels", "frames", "2*height", "2*width"),
+    "time": ("streams",),
+}
+
+
+def axes_of(mechanism: Mechanism) -> dict[str, Axes]:
+    """The axes of every input of a graph, by name and in order."""
+    return _EVERY | dict(mechanism.axes)
+
+
+def limits_of(mechanism: Mechanism) -> dict[str, tuple[int, int]]:
+    """Least and most of every dynamic axis."""
+    return {"streams": (1, MAX_STREAMS), "seeds": (1, MAX_SEEDS)} | dict(mechanism.limits)
+
+
+MECHANISMS: dict[str, Mechanism] = {LUMOSX.name: LUMOSX}
+"""Every mechanism by its name: one row each."""
+DEFAULT = LUMOSX
+"""The mechanism of whatever names none."""
+AXES, LIMITS = axes_of(LUMOSX), limits_of(LUMOSX)
+INPUTS = tuple(AXES)
 
 
 @dataclass(frozen=True)
 class Inputs:
     """What stays the same over the steps of one call: everything but latents and time.
 
-    text: [streams, text_len, text_dim]; references: [streams, references, channels, rows, columns];
-    template: [streams, references, text_len]; shape: of the latents, [streams, seeds, channels,
-    frames, rows, columns]. A stream is one (request, guidance branch).
+    tensors: by name, as the mechanism's `axes` say. shape: of the latents, [streams, seeds,
+    channels, frames, rows, columns]. A stream is one (request, branch).
     """
 
-    text: Tensor
-    references: Tensor
-    template: Tensor
-    structure: Structure
+    tensors: Mapping[str, Tensor]
     shape: tuple[int, ...]
+    mechanism: Mechanism = LUMOSX
+
+    def feed(self, latents: Tensor, time: Tensor) -> dict[str, Tensor]:
+        """All inputs of a graph, by name and in order; time: int64 [streams]."""
+        return {"latents": latents, "time": time, **self.tensors}
+
+    def arguments(self, device: torch.device | str = "cpu") -> tuple[Any, ...]:
+        """What the model takes after latents and time."""
+        return self.mechanism.arguments({n: x.to(device) for n, x in self.tensors.items()})
+
+    def changed(self, **tensors: Tensor) -> "Inputs":
+        """The same inputs with other tensors of some names."""
+        return Inputs({**self.tensors, **tensors}, self.shape, self.mechanism)
 
 
 class Denoiser(Protocol):
@@ -39,7 +74,7 @@ class Denoiser(Protocol):
 
 
 class Backend(Protocol):
-    """A model that runs somewhere."""
+    """A model that runs somewhere: bound to one call's inputs, then called once per step."""
 
     def bind(self, inputs: Inputs) -> Denoiser: ...
 
@@ -47,34 +82,41 @@ class Backend(Protocol):
         """What runs where, for reports."""
 
 
-def guided_inputs(layout: SceneLayout, binding: Binding, seeds: int, head_dim: int) -> Inputs:
-    """Both guidance branches of one request as two streams: the prompt's, then the null one.
+def random_inputs(
+    config: LumosXConfig,
+    layouts: Sequence[Layout],
+    seeds: int,
+    seed: int = 0,
+    mechanism: Mechanism = LUMOSX,
+) -> tuple[Tensor, Tensor, Inputs]:
+    """Draw latents, times int64 [streams] and inputs for streams of these layouts."""
+    first, streams = layouts[0], len(layouts)
+    draw = torch.Generator("cpu").manual_seed(seed)
+    shape = (streams, seeds, config.in_dim, first.video_frames, 2 * first.height, 2 * first.width)
+    latents = torch.randn(shape, generator=draw)
+    time = torch.randint(1, 1000, (streams,), generator=draw)
+    return latents, time, Inputs(mechanism.random(config, layouts, draw), shape, mechanism)
 
-    The null branch keeps the references and the word template (SPEC 7).
+
+def check_shapes(
+    shapes: Mapping[str, Sequence[int]], limits: Mapping[str, Sequence[int]] = LIMITS
+) -> None:
+    """Raise LumosXError where shapes contradict `AXES`: compiled code trusts its inputs.
+
+    shapes: of every input, by its name. An axis must have one size everywhere, within `limits`
+    (least and most).
     """
-    channels, rows, columns = binding.references.shape[1:]
-
-    def both(x: Tensor) -> Tensor:
-        return x.unsqueeze(0).expand(2, *x.shape).contiguous()
-
-    return Inputs(
-        text=torch.stack([binding.text, binding.null_text]),
-        references=both(binding.references),
-        template=both(binding.template),
-        structure=structure_of([layout, layout], head_dim),
-        shape=(2, seeds, channels, layout.video_frames, rows, columns),
-    )
-
-
-def plain_inputs(
-    layouts: Sequence[SceneLayout], bindings: Sequence[Binding], seeds: int, head_dim: int
-) -> Inputs:
-    """Several requests without guidance, one stream each."""
-    channels, rows, columns = bindings[0].references.shape[1:]
-    return Inputs(
-        text=torch.stack([b.text for b in bindings]),
-        references=torch.stack([b.references for b in bindings]),
-        template=torch.stack([b.template for b in bindings]),
-        structure=structure_of(layouts, head_dim),
-        shape=(len(layouts), seeds, channels, layouts[0].video_frames, rows, columns),
-    )
+    sizes: dict[str, int] = {}
+    for name, axes in AXES.items():
+        shape = tuple(shapes[name])
+        if len(shape) != len(axes):
+            raise LumosXError(f"{name}: got shape {shape}, its axes are {axes}")
+        for axis, found in zip(axes, shape, strict=True):
+            factor, _, bare = str(axis).rpartition("*")
+            size, rest = divmod(found, int(factor or 1))
+            least, most = limits.get(bare, (0, found))
+            known = axis if isinstance(axis, int) else sizes.setdefault(bare, size)
+            if rest or size != known or not least <= size <= most:
+                raise LumosXError(
+                    f"{name}: got shape {shape}, {axis} does not fit ({bare}: {known})"
+                )

@@ -1,16 +1,61 @@
-"""A request: a scene bound to a layout, and how it is sampled."""
+"""A request: a scene bound to a layout, and how it is sampled. Decided once, carried to the end."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import torch
+from typing import Any
 
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.mechanisms.lumosx.binding import Binding
-from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.mechanisms.lumosx.mechanism import LUMOSX
+from lumosx_rt.reference.mechanisms.mechanism import Binding, Branch, Control, Layout, Mechanism
+from lumosx_rt.reference.sampling.branches import check_branches
+from lumosx_rt.reference.sampling.memory_plan import MemoryPlan
 from lumosx_rt.reference.sampling.schedules import Schedule
+from lumosx_rt.reference.scenes.prepared import PreparedScene
 from lumosx_rt.reference.scenes.video_size import VideoSize
+
+MAX_SEED = (1 << 63) - 1
+
+
+@dataclass(frozen=True)
+class ValidRequest:
+    """A prepared scene and what is asked of it, checked; nothing is encoded yet."""
+
+    scene: PreparedScene
+    size: VideoSize
+    layout: Layout
+    seeds: tuple[int, ...]
+    steps: int
+    shift: float
+    guidance: float
+    negative_prompt: str
+    mechanism: Mechanism = LUMOSX
+    plan: MemoryPlan | None = None
+    """How it fits the limit of memory; None where there is no limit."""
+
+    @property
+    def name(self) -> str:
+        return self.scene.name
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        return self.mechanism.branches(self.guidance)
+
+    def bound(self, binding: Binding) -> "Request":
+        """The request with what the model reads of it."""
+        return Request(
+            self.name,
+            self.size,
+            self.layout,
+            binding,
+            self.seeds,
+            self.steps,
+            self.shift,
+            self.guidance,
+            mechanism=self.mechanism,
+            scene=self.scene,
+            plan=self.plan,
+        )
 
 
 @dataclass(frozen=True)
@@ -19,16 +64,22 @@ class Request:
 
     name: str
     size: VideoSize
-    layout: SceneLayout
+    layout: Layout
     binding: Binding
     seeds: tuple[int, ...]
     steps: int
     shift: float
     guidance: float
+    mechanism: Mechanism = LUMOSX
+    scene: PreparedScene | None = None
+    """What it was bound from, where there is a scene."""
+    plan: MemoryPlan | None = None
+    """How it fits the limit of memory; None where there is no limit."""
 
     def __post_init__(self) -> None:
         check_sampling(self.seeds, self.steps, self.shift, self.guidance)
-        if len(self.seeds) > 1 and not self.layout.relational_visibility:
+        check_branches(self.branches)
+        if len(self.seeds) > 1 and not self.layout.seeds_share_references:
             raise LumosXError(
                 f"layout {self.layout.key}: references see the video here, so seeds cannot share "
                 "them; sample one seed at a time"
@@ -39,29 +90,33 @@ class Request:
         return Schedule.released(self.steps, self.shift)
 
     @property
-    def together_key(self) -> tuple[object, ...]:
+    def branches(self) -> tuple[Branch, ...]:
+        return self.mechanism.branches(self.guidance)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """Channels, frames, rows and columns of one video's latents."""
+        channels, rows, columns = self.binding.references.shape[1:]
+        return channels, self.layout.video_frames, rows, columns
+
+    @property
+    def batch_key(self) -> tuple[object, ...]:
         """Requests with equal keys can go through the backend together."""
-        layout = self.layout
-        grid = (layout.video_frames, layout.height, layout.width)
-        return (
-            *(self.size.latent, grid, layout.references, layout.raster_tiling),
-            *(len(self.seeds), self.steps, self.shift, self.guidance),
-        )
+        how = (len(self.seeds), self.steps, self.shift, self.guidance)
+        return self.mechanism.name, self.size.latent, self.layout.batch_key, *how
 
-    def without_words(self) -> "Request":
-        """The same request with every picture bound to no word."""
-        template = torch.zeros_like(self.binding.template)
-        return replace(self, binding=replace(self.binding, template=template))
+    def controls(self, config: Any) -> list[tuple[Control, "Request"]]:
+        """Requests that are wrong on purpose: what a comparison must tell apart.
 
-    def unrelated(self) -> "Request":
-        """The same pictures without relations: each alone, bound to no word. A wrong answer."""
-        layout = replace(self.layout, lone=self.layout.references, subjects=())
-        return replace(self.without_words(), layout=layout)
+        config: the sizes of the model.
+        """
+        found = self.mechanism.controls(self.layout, self.binding, config)
+        return [(c, replace(self, layout=c.layout, binding=c.binding)) for c in found]
 
 
 def check_sampling(seeds: Sequence[int], steps: int, shift: float, guidance: float) -> None:
-    """Raises LumosXError for settings that cannot be sampled."""
-    if not seeds or len(set(seeds)) != len(seeds) or not all(0 <= s < 1 << 63 for s in seeds):
+    """Raise LumosXError for settings that cannot be sampled."""
+    if not seeds or len(set(seeds)) != len(seeds) or not all(0 <= s <= MAX_SEED for s in seeds):
         raise LumosXError(
             f"seeds: needs at least one, all different, 0 to 2^63 - 1, got {tuple(seeds)}"
         )

@@ -9,14 +9,15 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from lumosx_rt.reference.errors import LumosXError, listing
-from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.scenes.folder import (
     SCENE_FILE,
     Order,
@@ -83,15 +84,15 @@ class Scene:
     def subject_sizes(self) -> tuple[int, ...]:
         return tuple(len(subject.references) for subject in self.subjects)
 
-    def layout(self, video_frames: int, height: int, width: int) -> SceneLayout:
-        """Its layout; sizes in the token grid: latent frames, rows and columns of tokens."""
-        return SceneLayout(
-            video_frames=video_frames,
-            height=height,
-            width=width,
-            lone=self.lone,
-            subjects=self.subject_sizes,
-        )
+    @cached_property
+    def clean_caption(self) -> str:
+        """The caption as it is compared and tokenized (SPEC 5)."""
+        return clean_text(self.caption)
+
+    @cached_property
+    def clean_words(self) -> tuple[str, ...]:
+        """The word of every picture, in the model's order, as it is compared and tokenized."""
+        return tuple(clean_text(reference.word) for reference in self.references)
 
     def fitted(self, height: int, width: int) -> NDArray[np.uint8]:
         """Its pictures as the model is shown them: uint8 [references, height, width, 3] (SPEC 6).
@@ -130,8 +131,17 @@ class Scene:
 
         max_references: pictures in all; max_members: pictures of one subject.
         """
+        errors, warnings = self.said_problems(max_references, max_members)
+        if max_references is None or len(self.references) <= max_references:
+            errors += [problem for _, problem in self.opened() if isinstance(problem, str)]
+        return errors, warnings
+
+    def said_problems(
+        self, max_references: int | None = None, max_members: int | None = None
+    ) -> tuple[list[str], list[str]]:
+        """`problems` of what the scene says; no picture is opened."""
         errors, warnings = list(self.findings), list(self.notes)
-        caption, count = clean_text(self.caption), len(self.references)
+        caption, count = self.clean_caption, len(self.references)
         if not caption:
             errors.append("there is no caption; write one that holds every word into caption.txt")
         if max_references is not None and count > max_references:
@@ -144,8 +154,7 @@ class Scene:
                     f"subject {s} has {size} pictures, accepted are at most {max_members}; "
                     "take some out"
                 )
-        for place, reference in self._places():
-            word = clean_text(reference.word)
+        for (place, reference), word in zip(self._places(), self.clean_words, strict=True):
             where = f"{place} ({reference.image})" if isinstance(reference.image, Path) else place
             if not word:
                 errors.append(f"{where} has an empty word; name it after what it shows")
@@ -156,23 +165,23 @@ class Scene:
                     f"{where}: '{word}' stands in the caption only inside a longer word, where it "
                     "may bind nothing"
                 )
-            if max_references is None or count <= max_references:
-                try:
-                    picture_of(reference.image, exif=self.exif)
-                except LumosXError as error:
-                    errors.append(f"{place}: {error}")
         return errors + self._doubled_words(), warnings + self._shared_words()
+
+    def opened(self) -> Iterator[tuple[int, Image.Image | str]]:
+        """Decode one picture at a time: yields (index, picture), or (index, what is wrong)."""
+        for i, (place, reference) in enumerate(self._places()):
+            try:
+                yield i, picture_of(reference.image, exif=self.exif)
+            except LumosXError as error:
+                yield i, f"{place}: {error}"
 
     def _doubled_words(self) -> list[str]:
         """Two pictures for one word: only one of them can be meant."""
-        lone = self.references[: self.lone]
-        parts = [("background and objects", lone)]
-        parts += [
-            (f"subject {s}", subject.references) for s, subject in enumerate(self.subjects, 1)
-        ]
+        parts = [("background and objects", self.clean_words[: self.lone])]
+        parts += [(f"subject {s}", words) for s, words in enumerate(self._subject_words(), 1)]
         problems = []
-        for part, references in parts:
-            words = [word for r in references if (word := clean_text(r.word))]
+        for part, found in parts:
+            words = [word for word in found if word]
             problems += [
                 f"{part}: {words.count(word)} pictures for the word '{word}'; keep one of them"
                 for word in dict.fromkeys(words)
@@ -182,7 +191,7 @@ class Scene:
 
     def _shared_words(self) -> list[str]:
         """Warnings for words that fall on more than one subject (SPEC 4.3, word weights)."""
-        groups = [{clean_text(r.word) for r in g.references} - {""} for g in self.subjects]
+        groups = [set(words) - {""} for words in self._subject_words()]
         if len(groups) < 2:
             return []
         warnings = [
@@ -200,6 +209,13 @@ class Scene:
                 if word != other and _stands_in(word, other)
             ]
         return warnings
+
+    def _subject_words(self) -> Iterator[tuple[str, ...]]:
+        """The cleaned words of each subject."""
+        start = self.lone
+        for size in self.subject_sizes:
+            yield self.clean_words[start : start + size]
+            start += size
 
     # -- its files ------------------------------------------------------------------------------
 

@@ -244,15 +244,16 @@ class _Job:
                 f"source '{self.source.name}', example {i}: the clip must be uint8 {list(shape)}, "
                 f"got {frames.dtype} {list(frames.shape)}"
             )
-        masks = word_masks(scene, self.text_encoder)
-        text = self.text_encoder.encode(scene.caption)
+        prompt = self.text_encoder.prompt(scene.clean_caption)
+        masks = word_masks(scene.name, prompt, scene.clean_words, self.text_encoder)
+        text = self.text_encoder.embed(prompt)
         clip = torch.from_numpy(to_unit(frames)).permute(3, 0, 1, 2)[None]
         device = next(self.vae.model.parameters()).device
         looks = [scene, *(self.variant(scene, i, v) for v in range(1, self.variants + 1))]
         tensors = {
             "video": self.vae.encode(clip.to(device))[0].cpu().half(),
             "references": torch.stack([self.latents(look) for look in looks]).half(),
-            "text": text[: _real_tokens(self.text_encoder, scene.caption)].cpu().half(),
+            "text": text[: int(prompt.real.sum())].cpu().half(),
             "masks": torch.from_numpy(masks),
             "layout": torch.tensor([scene.lone, *scene.subject_sizes]),
         }

@@ -6,13 +6,14 @@ import torch
 
 from lumosx_rt.calibration.calibration_file import Calibration, Site, scales_of
 from lumosx_rt.calibration.observe import merged, observe, weight_amax
-from lumosx_rt.calibration.samples import Example, Sampling
+from lumosx_rt.calibration.samples import Sampling
 from lumosx_rt.calibration.scheme import Scheme
 from lumosx_rt.calibration.sites import sites_of
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.mechanisms.lumosx.binding import Binding
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.sampling.request import Request
 from lumosx_rt.reference.scenes.video_size import VideoSize
 
 CONFIG = LumosXConfig(dim=32, ffn_dim=64, num_heads=2, num_layers=2, text_dim=16, text_len=12)
@@ -36,7 +37,7 @@ def model(config: LumosXConfig = CONFIG) -> LumosX:
     return made
 
 
-def example(number: int) -> Example:
+def example(number: int) -> Request:
     layout = SceneLayout.from_key(KEYS[number % len(KEYS)])
     draw = torch.Generator().manual_seed(number)
 
@@ -46,7 +47,9 @@ def example(number: int) -> Example:
     text = noise(2, CONFIG.text_len, CONFIG.text_dim)
     template = noise(layout.references, CONFIG.text_len).sign()
     references = noise(layout.references, CONFIG.in_dim, 4, 6)
-    return Example(f"toy{number}", layout, Binding(*text, template, references), number)
+    binding = Binding(*text, template, references)
+    size, how = SAMPLING.size, (SAMPLING.steps, SAMPLING.shift, SAMPLING.guidance)
+    return Request(f"toy{number}", size, layout, binding, (number,), *how)
 
 
 @cache

@@ -1,9 +1,10 @@
 """What sizes a plan serves, and the shapes that follow for its inputs."""
 
 from lumosx_rt.export.limits import Limits, Range
-from lumosx_rt.export.program import AXES, INPUTS, LIMITS, check_shapes, feed_of, model_inputs
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.sampling.inputs import AXES, INPUTS, LIMITS, check_shapes
+from tests.helpers.inputs import feed_of, model_inputs
 
 RELEASED = Limits.around((21, 30, 52), max_references=16, max_seeds=4)
 

@@ -6,20 +6,14 @@ import pytest
 import torch
 
 from lumosx_rt.export.onnx.ops import attend_padded
-from lumosx_rt.export.program import (
-    AXES,
-    INPUTS,
-    LIMITS,
-    check_shapes,
-    feed_of,
-    model_inputs,
-    trace,
-)
+from lumosx_rt.export.program import trace
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.ops import REFERENCE, Ops, attend
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.sampling.inputs import AXES, INPUTS, LIMITS, check_shapes
+from tests.helpers.inputs import feed_of, model_inputs
 
 CONFIG = LumosXConfig(dim=48, num_heads=2, ffn_dim=64, num_layers=1, text_dim=16, text_len=12)
 

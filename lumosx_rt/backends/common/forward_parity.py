@@ -6,16 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lumosx_rt.backends.common.gates import FORWARD_GATES, GATES, ROUNDED_GATE
 from lumosx_rt.backends.common.simulated import SimulatedBackend
-from lumosx_rt.backends.eager.run import EagerBackend
 from lumosx_rt.calibration.calibration_file import Calibration
-from lumosx_rt.export.program import model_inputs
+from lumosx_rt.calibration.formats import ROUNDED_GATE, format_of
 from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.metrics import relative_error
-from lumosx_rt.reference.sampling.inputs import Backend, Inputs
+from lumosx_rt.reference.sampling.eager import EagerBackend
+from lumosx_rt.reference.sampling.inputs import DEFAULT, Backend, Inputs, random_inputs
 
 # One forward pass each: no references, one group, unequal groups in two streams, several seeds.
 FORWARD_CASES: tuple[tuple[tuple[str, ...], int], ...] = (
@@ -36,14 +34,15 @@ def forward_parity(
 
     model: the reference in float32. backend: or what makes it, called when nothing but the model is
     in memory any more. Each result has its `relative_error` and the `gate` it must not exceed: of
-    `FORWARD_GATES`, or by what the model itself errs in that precision (`ROUNDED_GATE`). document:
+    its format, or by what the model itself errs in that precision (`ROUNDED_GATE`). document:
     the scales of "fp8".
     """
     calls, gates = [_forward_case(model, i) for i in range(len(FORWARD_CASES))], []
-    rounded = _rounded(model, precision, document)
+    fixed = format_of(precision).forward_gate
+    rounded = None if fixed else rounded_backend(model, document)
     for bound, latents, moment, expected in calls:
         gates.append(
-            FORWARD_GATES[precision]
+            fixed
             if rounded is None
             else ROUNDED_GATE * relative_error(rounded.bind(bound)(latents, moment), expected)
         )
@@ -68,20 +67,15 @@ def forward_parity(
 def _forward_case(model: LumosX, index: int) -> tuple[Inputs, Tensor, int, Tensor]:
     """A case's inputs, latents and time, and what the reference makes of them."""
     keys, seeds = FORWARD_CASES[index]
-    layouts = [SceneLayout.from_key(key) for key in keys]
-    latents, time, text, references, template, structure = model_inputs(
-        model.config, layouts, seeds, seed=index
-    )
-    template = 8 * template  # loud words, so that a lost tile shows even in random weights
-    bound = Inputs(text, references, template, structure, tuple(latents.shape))
+    layouts = [DEFAULT.layout_from_key(key) for key in keys]
+    latents, time, inputs = random_inputs(model.config, layouts, seeds, seed=index)
+    bound = inputs.changed(**inputs.mechanism.amplified(inputs.tensors))
     moment = int(time[0])  # streams of a call share it
     return bound, latents, moment, EagerBackend(model).bind(bound)(latents, moment).clone()
 
 
-def _rounded(model: LumosX, precision: str, document: Calibration | None) -> Backend | None:
-    """The model in a precision that has no gate of its own: the yardstick there."""
-    if precision in GATES:
-        return None
+def rounded_backend(model: LumosX, document: Calibration | None) -> Backend:
+    """The reference, rounded as an engine is: the yardstick where a format has no gate."""
     if document is not None:
         return SimulatedBackend(model, document)
     return EagerBackend(recast(model, torch.bfloat16))

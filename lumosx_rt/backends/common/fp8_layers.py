@@ -17,12 +17,11 @@ from torch import nn
 
 from lumosx_rt.calibration.calibration_file import Calibration
 from lumosx_rt.calibration.sites import is_attention
-from lumosx_rt.export.program import feed_of, model_inputs
 from lumosx_rt.kernels.qdq import quantize, weight_scale
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError, listing
-from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.metrics import relative_error
+from lumosx_rt.reference.sampling.inputs import DEFAULT, random_inputs
 
 PRODUCT_GATE = 1e-6
 LAYOUT = "2x3x9+1+2.1"  # of the call that is looked into
@@ -154,7 +153,8 @@ def layer_parity(
         session = onnxruntime.InferenceSession(inside, options, providers=["CPUExecutionProvider"])
     finally:
         inside.unlink(missing_ok=True)
-    given = feed_of(model_inputs(model.config, [SceneLayout.from_key(LAYOUT)], 1))
+    latents, time, inputs = random_inputs(model.config, [DEFAULT.layout_from_key(LAYOUT)], 1)
+    given = inputs.feed(latents, time)
     values = {name: x.numpy() for name, x in given.items()}
     names = [output.name for output in session.get_outputs()]
     make = onnxruntime.OrtValue.ortvalue_from_numpy

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from lumosx_rt.backends.eager.run import EagerBackend
 from lumosx_rt.calibration.calibration_file import Calibration
 from lumosx_rt.reference.backbones.wan import LumosX
+from lumosx_rt.reference.sampling.eager import EagerBackend
 from lumosx_rt.reference.sampling.inputs import Denoiser, Inputs
 
 

@@ -20,9 +20,9 @@ from typing import Any
 from lumosx_rt.artifact import user_cache as cache
 from lumosx_rt.artifact.manifest import Manifest
 from lumosx_rt.export.limits import Limits
-from lumosx_rt.export.program import AXES
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.sampling.inputs import AXES
 from lumosx_rt.reference.scenes.video_size import VideoSize
 
 NAMES = {

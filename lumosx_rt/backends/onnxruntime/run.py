@@ -13,9 +13,8 @@ from torch import Tensor
 
 from lumosx_rt.backends.common.devices import PROVIDERS, Provider
 from lumosx_rt.backends.onnxruntime.providers import COMPILING, NAMES, Serving, open_session
-from lumosx_rt.export.program import INPUTS, OUTPUT, check_shapes
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.sampling.inputs import Denoiser, Inputs
+from lumosx_rt.reference.sampling.inputs import OUTPUT, Denoiser, Inputs, check_shapes
 
 
 class OnnxRuntimeBackend:
@@ -43,10 +42,10 @@ class OnnxRuntimeBackend:
     def bind(self, inputs: Inputs) -> Denoiser:
         if self.limits is not None:  # before anything takes memory
             self._check(shapes_of(inputs))
-        given = Given(self._ort, inputs, self.provider)
+        given = BoundInputs(self._ort, inputs, self.provider)
         out = given.add(OUTPUT, np.zeros(inputs.shape, np.float32))
         binding = self.session.io_binding()
-        for name in INPUTS:
+        for name in ("latents", "time", *inputs.tensors):
             binding.bind_ortvalue_input(name, given.values[name])
         binding.bind_ortvalue_output(OUTPUT, given.values[OUTPUT])
 
@@ -71,7 +70,7 @@ class OnnxRuntimeBackend:
             ) from None
 
 
-class Given:
+class BoundInputs:
     """What a call is bound to, where the provider wants it: arrays, and OrtValues made of them.
 
     On a CPU onnxruntime works in these very arrays: they have to live as long as what is bound.
@@ -83,7 +82,7 @@ class Given:
         self.values: dict[str, Any] = {}
         self.add("latents", np.zeros(inputs.shape, np.float32))
         self.add("time", np.zeros(inputs.shape[:1], np.int64))
-        for name, tensor in static_of(inputs).items():
+        for name, tensor in inputs.tensors.items():
             self.add(name, np.ascontiguousarray(tensor.numpy()))
 
     def add(self, name: str, array: Any) -> Any:
@@ -100,15 +99,9 @@ class Given:
                 self.values[name].update_inplace(self.arrays[name])
 
 
-def static_of(inputs: Inputs) -> dict[str, Tensor]:
-    """The graph's inputs that stay, by name."""
-    static = (inputs.text, inputs.references, inputs.template, *inputs.structure)
-    return dict(zip(INPUTS[2:], static, strict=True))
-
-
 def shapes_of(inputs: Inputs) -> dict[str, tuple[int, ...]]:
     """Of all the graph's inputs."""
-    static = {name: tuple(tensor.shape) for name, tensor in static_of(inputs).items()}
+    static = {name: tuple(tensor.shape) for name, tensor in inputs.tensors.items()}
     return {"latents": inputs.shape, "time": inputs.shape[:1]} | static
 
 

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from lumosx_rt.backends.common.devices import Provider
 from lumosx_rt.backends.onnxruntime.providers import COMPILING, open_session
-from lumosx_rt.backends.onnxruntime.run import Given, chosen, described, run, session_options
+from lumosx_rt.backends.onnxruntime.run import BoundInputs, chosen, described, run, session_options
 from lumosx_rt.export.onnx import split as cut
 from lumosx_rt.export.onnx.named_values import video_of
-from lumosx_rt.export.program import OUTPUT
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.sampling.inputs import Denoiser, Inputs
+from lumosx_rt.reference.sampling.inputs import OUTPUT, Denoiser, Inputs
 from lumosx_rt.reference.sampling.shortcuts import Lossy
 
 
@@ -70,7 +69,7 @@ class CachingBackend:
 
     def bind(self, inputs: Inputs) -> Denoiser:
         """For one request from its first step on: what is kept is that request's."""
-        given, lossy, step = Given(self._ort, inputs, self.provider), self.lossy, -1
+        given, lossy, step = BoundInputs(self._ort, inputs, self.provider), self.lossy, -1
         if lossy.reuses_keys:
             check_apart(inputs)
             self._add_no_video(given, inputs)
@@ -103,9 +102,9 @@ class CachingBackend:
     def describe(self) -> dict[str, str]:
         return described(self._ort, self.provider, self.threads) | {"lossy": str(self.lossy)}
 
-    def _add_no_video(self, given: Given, inputs: Inputs) -> None:
+    def _add_no_video(self, given: BoundInputs, inputs: Inputs) -> None:
         """What groups are gathered from in place of a video that none of them names."""
-        frames, rows, columns = inputs.shape[3], *inputs.structure.bias_tiles.shape
+        frames, rows, columns = inputs.shape[3], *inputs.tensors["bias_tiles"].shape
         heads = (self.config.num_heads, self.config.head_dim)
         shape = (inputs.shape[0] * inputs.shape[1], frames * rows * columns, *heads)
         first, *_ = video_of(0)
@@ -123,7 +122,7 @@ class _Part:
         self.inputs = [value.name for value in session.get_inputs()]
         self.outputs = [value.name for value in session.get_outputs()]
 
-    def __call__(self, given: Given, time: int) -> None:
+    def __call__(self, given: BoundInputs, time: int) -> None:
         binding = self.session.io_binding()
         for name in self.inputs:
             binding.bind_ortvalue_input(name, given.values[name])
@@ -138,7 +137,7 @@ def check_apart(inputs: Inputs) -> None:
 
     (Layouts without relational visibility.)
     """
-    index, mask = inputs.structure.group_index, inputs.structure.group_mask
+    index, mask = inputs.tensors["group_index"], inputs.tensors["group_mask"]
     frames = inputs.shape[3]
     has_video = ((index < frames) & mask).any(-1)
     has_reference = ((index >= frames) & mask).any(-1)

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lumosx_rt.export.program import INPUTS, OUTPUT, check_shapes
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.sampling.inputs import Denoiser, Inputs
+from lumosx_rt.reference.sampling.inputs import INPUTS, OUTPUT, Denoiser, Inputs, check_shapes
 
 
 class TensorRtBackend:
@@ -50,8 +49,7 @@ class TensorRtBackend:
     def bind(self, inputs: Inputs) -> Denoiser:
         latents = torch.zeros(inputs.shape)
         time = torch.zeros(inputs.shape[:1], dtype=torch.int64)
-        given = (latents, time, inputs.text, inputs.references, inputs.template, *inputs.structure)
-        tensors = dict(zip(INPUTS, given, strict=True))
+        tensors = inputs.feed(latents, time)
         check_shapes({name: x.shape for name, x in tensors.items()}, self._limits)
         context = self._engine.create_execution_context(self._settings)
         self._demand(context is not None, "another context")

@@ -16,7 +16,7 @@ class BucketedBackend:
         self._backend(next(iter(self._plans)))
 
     def bind(self, inputs: Inputs) -> Denoiser:
-        references = inputs.references.shape[1]
+        references = inputs.tensors["references"].shape[1]
         for most in self._plans:
             if references <= most:
                 return self._backend(most).bind(inputs)

@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lumosx_rt.export.program import INPUTS, check_shapes
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.sampling.inputs import Denoiser, Inputs
+from lumosx_rt.reference.sampling.inputs import Denoiser, Inputs, check_shapes
 
 Run = Callable[[], Tensor]
 _WARM_UP = 2  # calls before a capture, which load kernels and grow workspaces
@@ -36,9 +35,9 @@ class TorchBackend:
     def bind(self, inputs: Inputs) -> Denoiser:
         latents = torch.zeros(inputs.shape)
         time = torch.zeros(inputs.shape[:1], dtype=torch.int64)
-        given = (latents, time, inputs.text, inputs.references, inputs.template, *inputs.structure)
-        check_shapes({name: x.shape for name, x in zip(INPUTS, given, strict=True)})
-        static = tuple(x.to(self.device).contiguous() for x in given)
+        feed = inputs.feed(latents, time)
+        check_shapes({name: x.shape for name, x in feed.items()})
+        static = tuple(x.to(self.device).contiguous() for x in feed.values())
 
         @torch.inference_mode()
         def call() -> Tensor:

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from lumosx_rt.artifact.manifest import MANIFEST, Manifest, read_manifest
 from lumosx_rt.artifact.source import ENCODERS, CheckpointSource, encoders_of
 from lumosx_rt.backends.common.devices import Provider
-from lumosx_rt.backends.eager.run import EagerBackend
 from lumosx_rt.builder.build import MAX_REFERENCES
-from lumosx_rt.export.program import LIMITS
 from lumosx_rt.reference.checkpoints.bundle import find_bundle
 from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder, load_vae
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.sampling.eager import EagerBackend
+from lumosx_rt.reference.sampling.inputs import LIMITS
 from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy
 from lumosx_rt.reference.scenes.images import to_unit
 from lumosx_rt.reference.scenes.video_size import VideoSize

@@ -27,7 +27,8 @@ from lumosx_rt.bench.speed.page import as_text, draw_page
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import replacing, sha256_of, write_atomically
-from lumosx_rt.runtime.engine import SAMPLING, load
+from lumosx_rt.runtime.engine import load
+from lumosx_rt.runtime.settings import SAMPLING
 
 ROWS_FILE, SUMMARY_FILE, PAGE_FILE = "rows.jsonl", "summary.json", "speed.png"
 

@@ -15,22 +15,21 @@ is counted (`roofline.forward`); over its time and the ceiling, it is its share 
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 
-from lumosx_rt.backends.eager.run import EagerBackend
 from lumosx_rt.bench.common.machine import load_average, usable_cores
 from lumosx_rt.bench.speed.times import ratio, spread
-from lumosx_rt.export.program import model_inputs
 from lumosx_rt.reference.backbones import cost as roofline
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.mechanisms.mechanism import Layout
 from lumosx_rt.reference.metrics import relative_error
-from lumosx_rt.reference.sampling.inputs import Backend, Inputs
+from lumosx_rt.reference.sampling.eager import EagerBackend
+from lumosx_rt.reference.sampling.inputs import DEFAULT, Backend, random_inputs
 from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.reference.scenes.scene import Scene
 from lumosx_rt.reference.scenes.video_size import VideoSize
@@ -102,27 +101,30 @@ def cases(
     nobody, *_, two = builtin_scenes()
     extent, size = subject.extent, subject.size
     frames, height, width = size.grid
-    plain = SceneLayout(video_frames=frames, height=height, width=width)
+
+    def layout_of(frames: int, height: int, width: int, people: int) -> Layout:
+        sizes = ".".join(map(str, _people(people))) or "-"
+        return DEFAULT.layout_from_key(f"{frames}x{height}x{width}+0+{sizes}")
+
     found: list[Case] = [("cold", cold), ("ceiling", ceiling)]
     for scene in (nobody, two):
         found.append((f"request/{scene.name}", partial(requests, subject, scene)))
     for count in extent.references:
-        layout = replace(plain, subjects=_people(count))
+        layout = layout_of(frames, height, width, count)
         found.append((f"references/{count}", partial(step, subject, layout)))
-    several = replace(plain, subjects=_people(GROUP))
     for latent in sorted({1 + round(share * (frames - 1)) for share in extent.frames}):
-        layout = replace(several, video_frames=latent)
+        layout = layout_of(latent, height, width, GROUP)
         found.append((f"frames/{4 * latent - 3}", partial(step, subject, layout)))
     for share in extent.sides:
         rows, columns = (max(1, round(share * n)) for n in (height, width))
-        layout = replace(several, height=rows, width=columns)
+        layout = layout_of(frames, rows, columns, GROUP)
         found.append((f"size/{16 * rows}x{16 * columns}", partial(step, subject, layout)))
     for count in extent.seeds:
         found.append((f"seeds/{count}", partial(seeds, subject, two, count)))
     for count in extent.together:
         found.append((f"together/{count}", partial(together, subject, two, count)))
     if reference is not None:
-        layout = two.layout(*size.grid)
+        layout = DEFAULT.layout(two, size.grid)
         found.append(("speed-up", partial(speed_up, subject, layout, reference)))
     return found
 
@@ -214,7 +216,7 @@ def together(subject: Subject, scene: Scene, count: int) -> Row:
 # -- steps --------------------------------------------------------------------------------------
 
 
-def step(subject: Subject, layout: SceneLayout) -> Row:
+def step(subject: Subject, layout: Layout) -> Row:
     """Milliseconds of a step of this layout, of random inputs."""
     subject.engine.check_layout(layout)
     call = _bound(subject.engine.backend, subject, layout)
@@ -264,7 +266,7 @@ def arithmetic(backend: str, precision: str, device: str) -> torch.dtype:
     return {"fp32": torch.float32, "fp16": torch.float16}.get(precision, torch.bfloat16)
 
 
-def speed_up(subject: Subject, layout: SceneLayout, reference: Callable[[], LumosX]) -> Row:
+def speed_up(subject: Subject, layout: Layout, reference: Callable[[], LumosX]) -> Row:
     """The engine's steps and the eager reference's in turns, on equally many threads."""
     engine = subject.engine
     model = reference().to("cpu" if _on_cpu(subject) else "cuda")
@@ -290,11 +292,9 @@ def speed_up(subject: Subject, layout: SceneLayout, reference: Callable[[], Lumo
     }
 
 
-def _bound(backend: Backend, subject: Subject, layout: SceneLayout) -> Callable[[], torch.Tensor]:
-    inputs = model_inputs(subject.engine.config, [layout] * subject.streams, 1)
-    latents, _, text, references, template, structure = inputs
-    words = (template > 1.3).float()
-    bound = Inputs(text, references, words, structure, tuple(latents.shape))
+def _bound(backend: Backend, subject: Subject, layout: Layout) -> Callable[[], torch.Tensor]:
+    latents, _, inputs = random_inputs(subject.engine.config, [layout] * subject.streams, 1)
+    bound = inputs.changed(template=(inputs.tensors["template"] > 1.3).float())
     return partial(backend.bind(bound), latents, TIME)
 
 

@@ -1,9 +1,10 @@
 """One request, bound: which prompt words belong to which reference, and what the model reads.
 
 A *scene* is what a person writes, a *layout* its shape; the *binding* is everything else of one
-request. `bind` turns a scene into both.
+request.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lumosx_rt.reference.encoders.umt5 import TextEncoder
+from lumosx_rt.reference.encoders.umt5 import Prompt, TextEncoder
 from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder
 from lumosx_rt.reference.errors import LumosXError, listing
-from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout, layout_of
+from lumosx_rt.reference.scenes.prepared import PreparedScene, prepare_scene
 from lumosx_rt.reference.scenes.scene import Scene
 from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.scenes.words import NEGATIVE_PROMPT
@@ -33,6 +35,12 @@ class Binding:
     null_text: Tensor
     template: Tensor
     references: Tensor
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor with words for people."""
+        yield "the text encoder's embeddings of the prompt", self.text
+        yield "the text encoder's embeddings of the negative prompt", self.null_text
+        yield "the VAE's latents of the references", self.references
 
 
 def word_template(masks: NDArray[np.bool_], layout: SceneLayout) -> NDArray[np.float32]:
@@ -54,45 +62,64 @@ def word_template(masks: NDArray[np.bool_], layout: SceneLayout) -> NDArray[np.f
     return template
 
 
-def word_masks(scene: Scene, encoder: TextEncoder) -> NDArray[np.bool_]:
-    """The prompt tokens that spell each reference's word: bool [references, text_len].
+def word_masks(
+    name: str, prompt: Prompt, words: Sequence[str], encoder: TextEncoder
+) -> NDArray[np.bool_]:
+    """The prompt tokens that spell each reference's cleaned word: bool [references, text_len].
 
-    Raises one LumosXError for all words that spell no tokens of the prompt.
+    name: of the scene, for messages. Raises one LumosXError for all words that spell no tokens.
     """
-    ids, _ = encoder.tokenize(scene.caption)
-    masks = np.zeros((len(scene.references), encoder.text_len), np.bool_)
-    for row, reference in zip(masks, scene.references, strict=True):
-        row[:] = encoder.word_mask(ids, reference.word)
+    masks = np.zeros((len(words), encoder.text_len), np.bool_)
+    for row, word in zip(masks, words, strict=True):
+        row[:] = encoder.word_mask(prompt.ids, word)
     lost = [
-        f"'{reference.word}' spells no tokens of the caption (it is cut off after "
+        f"'{word}' spells no tokens of the caption (it is cut off after "
         f"{encoder.text_len} tokens, or stands there only inside another word); "
         "nothing would bind its picture, so reword the caption or rename the picture"
-        for reference, row in zip(scene.references, masks, strict=True)
+        for word, row in zip(words, masks, strict=True)
         if not row.any()
     ]
     if lost:
-        raise LumosXError(listing(f"scene '{scene.name}'", lost))
+        raise LumosXError(listing(f"scene '{name}'", lost))
     return masks
 
 
 def bind(
+    scene: PreparedScene,
+    layout: SceneLayout,
+    size: VideoSize,
+    encoder: TextEncoder,
+    vae: VideoAutoencoder,
+    negative_prompt: str = NEGATIVE_PROMPT,
+) -> Binding:
+    """Encode a prepared scene as the model reads it.
+
+    size: of the video; the scene's pictures have its height and width. Raises LumosXError for words
+    that bind nothing, before anything is encoded.
+    """
+    prompt = encoder.prompt(scene.caption)
+    masks = word_masks(scene.name, prompt, scene.words, encoder)
+    _, rows, columns = size.latent
+    latents = torch.zeros(0, len(vae.model.config.latents_mean), rows, columns)
+    if layout.references:
+        pixels = torch.from_numpy(scene.pictures).permute(0, 3, 1, 2)
+        latents = vae.encode_images(pixels)[:, :, 0]
+    return Binding(
+        text=encoder.embed(prompt),
+        null_text=encoder.encode(negative_prompt),
+        template=torch.from_numpy(word_template(masks, layout)),
+        references=latents,
+    )
+
+
+def bind_scene(
     scene: Scene,
     size: VideoSize,
     encoder: TextEncoder,
     vae: VideoAutoencoder,
     negative_prompt: str = NEGATIVE_PROMPT,
 ) -> tuple[SceneLayout, Binding]:
-    """A scene as the model takes it. Raises LumosXError for words that bind nothing."""
-    layout = scene.layout(*size.grid)
-    masks = word_masks(scene, encoder)
-    _, rows, columns = size.latent
-    latents = torch.zeros(0, len(vae.model.config.latents_mean), rows, columns)
-    if layout.references:
-        pixels = torch.from_numpy(scene.fitted(size.height, size.width)).permute(0, 3, 1, 2)
-        latents = vae.encode_images(pixels)[:, :, 0]
-    return layout, Binding(
-        text=encoder.encode(scene.caption),
-        null_text=encoder.encode(negative_prompt),
-        template=torch.from_numpy(word_template(masks, layout)),
-        references=latents,
-    )
+    """Prepare, lay out and bind a scene. Raises LumosXError for whatever is wrong with it."""
+    prepared = prepare_scene(scene, size.height, size.width)
+    layout = layout_of(prepared, size.grid)
+    return layout, bind(prepared, layout, size, encoder, vae, negative_prompt)

@@ -11,6 +11,7 @@ structural is rebuilt inside the model. Plain numpy, no torch.
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,18 @@ POOLING_BLOCK = 8  # MCAM pools queries over 8x8 token blocks
 ROPE_TABLE = 1024  # the released rotary tables hold positions 0..1023 on each axis
 
 TokenRange = tuple[int, int]
+
+
+class SceneShape(Protocol):
+    """What a layout needs to know of a scene."""
+
+    @property
+    def lone(self) -> int:
+        """Pictures that stand alone: background and objects."""
+
+    @property
+    def subject_sizes(self) -> tuple[int, ...]:
+        """Pictures of each subject."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +116,33 @@ class SceneLayout:
     def tokens(self) -> int:
         return (self.video_frames + self.references) * self.frame_tokens
 
+    @property
+    def group_sizes(self) -> tuple[int, int]:
+        """Groups, and members of the largest."""
+        groups, members = self.grouping.index.shape
+        return groups, members
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes that an engine is built for a range of, by axis."""
+        return {
+            "frames": self.video_frames,
+            "height": self.height,
+            "width": self.width,
+            "references": self.references,
+            "members": self.group_sizes[1],
+        }
+
+    @property
+    def batch_key(self) -> tuple[object, ...]:
+        """Equal for layouts that can be streams of one call: only groupings may differ."""
+        return self.video_frames, self.height, self.width, self.references, self.raster_tiling
+
+    @property
+    def seeds_share_references(self) -> bool:
+        """Whether references never see the video, so that all seeds can share them."""
+        return self.relational_visibility
+
     # -- who sees whom (CSAM) -------------------------------------------------------------------
 
     @cached_property
@@ -118,6 +158,11 @@ class SceneLayout:
             return (((0, self.tokens), (0, self.tokens)),)
         spans = [(a * self.frame_tokens, b * self.frame_tokens) for a, b in self.groups]
         return (((0, self.video_tokens), (0, self.tokens)), *((span, span) for span in spans))
+
+    @property
+    def attended_pairs(self) -> int:
+        """(query, key) pairs of self-attention."""
+        return sum((b - a) * (d - c) for (a, b), (c, d) in self.attention_ranges)
 
     @cached_property
     def grouping(self) -> Grouping:
@@ -231,6 +276,18 @@ class SceneLayout:
         if layout.key != key:
             raise LumosXError(f"layout: '{key}' is written {layout.key}")
         return layout
+
+
+def layout_of(scene: SceneShape, grid: tuple[int, int, int]) -> SceneLayout:
+    """Lay out a scene for a video of grid = (latent frames, token rows, token columns)."""
+    frames, height, width = grid
+    return SceneLayout(
+        video_frames=frames,
+        height=height,
+        width=width,
+        lone=scene.lone,
+        subjects=scene.subject_sizes,
+    )
 
 
 _SWITCHES = {

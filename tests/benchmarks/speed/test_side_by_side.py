@@ -21,10 +21,10 @@ from benchmarks.speed.picture import draw  # noqa: E402
 from benchmarks.speed.rounds import explained, in_turns, timed_rows  # noqa: E402
 from benchmarks.speed.sizes import SIZES, Size, loud_model  # noqa: E402
 from benchmarks.speed.variants import BASELINE, VARIANTS, WAN, Judge, Variant, bound  # noqa: E402
-from lumosx_rt.backends.eager.run import EagerBackend  # noqa: E402
 from lumosx_rt.reference.backbones.config import LumosXConfig  # noqa: E402
 from lumosx_rt.reference.backbones.wan import LumosX  # noqa: E402
 from lumosx_rt.reference.metrics import relative_error  # noqa: E402
+from lumosx_rt.reference.sampling.eager import EagerBackend  # noqa: E402
 from tests.reference.test_golden import INDEX, ModelCase  # noqa: E402
 
 SMALL = Size(
@@ -51,10 +51,8 @@ def exact(model):
 
     def velocity(size: Size) -> torch.Tensor:
         latents, inputs = size.given
-        structure = inputs.structure._replace(
-            **{n: getattr(inputs.structure, n).double() for n in ("rope_video", "rope_references")}
-        )
-        rest = (inputs.text.double(), inputs.references.double(), inputs.template, structure)
+        names = ("rope_video", "rope_references", "text", "references")
+        rest = inputs.changed(**{n: inputs.tensors[n].double() for n in names}).arguments()
         with torch.no_grad():
             return double(latents.double(), torch.full((1,), 500), *rest)
 

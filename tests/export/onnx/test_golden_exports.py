@@ -18,9 +18,10 @@ from torch import Tensor
 
 from lumosx_rt.export.onnx.graph import export_onnx
 from lumosx_rt.export.onnx.opaque_nodes import DOMAIN, export_plugin_onnx
-from lumosx_rt.export.program import OUTPUT, feed_of
 from lumosx_rt.reference.backbones.wan import LumosX
+from lumosx_rt.reference.sampling.inputs import OUTPUT
 from tests.export.onnx.test_graph import relative
+from tests.helpers.inputs import feed_of
 from tests.reference.test_golden import INDEX, TOLERANCE, ModelCase, error
 
 EXPORTS = {"plain": export_onnx, "plugin": export_plugin_onnx}

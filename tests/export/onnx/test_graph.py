@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from lumosx_rt.export.onnx.graph import OPSETS, export_onnx
-from lumosx_rt.export.program import AXES, INPUTS, OUTPUT, feed_of, model_inputs
 from lumosx_rt.reference.backbones import ops
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.sampling.inputs import AXES, INPUTS, OUTPUT
+from tests.helpers.inputs import feed_of, model_inputs
 
 MICRO = LumosXConfig(dim=48, num_heads=2, ffn_dim=64, num_layers=2, text_dim=16, text_len=12)
 WIDER = LumosXConfig(

@@ -11,9 +11,10 @@ from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
 
 from lumosx_rt.export.onnx.opaque_nodes import DOMAIN, export_plugin_onnx
-from lumosx_rt.export.program import OUTPUT, feed_of
 from lumosx_rt.reference.backbones.wan import LumosX
+from lumosx_rt.reference.sampling.inputs import OUTPUT
 from tests.export.onnx.test_graph import CASES, MICRO, inputs_of, random_model, reference, relative
+from tests.helpers.inputs import feed_of
 from tests.kernels.driven import arguments
 from tests.kernels.plugged import scene
 

@@ -15,11 +15,12 @@ from lumosx_rt.artifact.manifest import GRAPH, read_manifest
 from lumosx_rt.artifact.source import source_of
 from lumosx_rt.export.onnx import split as cut
 from lumosx_rt.export.onnx.named_values import FIRST, keys_of, marked, video_of
-from lumosx_rt.export.program import OUTPUT, feed_of
 from lumosx_rt.reference.backbones.config import PRESETS
 from lumosx_rt.reference.backbones.ops import REFERENCE
 from lumosx_rt.reference.backbones.wan import LumosX
+from lumosx_rt.reference.sampling.inputs import OUTPUT
 from tests.export.onnx.test_graph import CASES, inputs_of, reference
+from tests.helpers.inputs import feed_of
 
 CONFIG = PRESETS["tiny"]
 BLOCKS = CONFIG.num_layers

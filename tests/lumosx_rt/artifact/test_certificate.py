@@ -2,7 +2,6 @@
 
 import json
 import warnings
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,12 +12,13 @@ import lumosx_rt as rt
 from lumosx_rt.artifact.certificate import NotVerified, certificate_of, standing
 from lumosx_rt.artifact.manifest import MANIFEST, PICTURE, REPORTS
 from lumosx_rt.artifact.report import read_report
-from lumosx_rt.backends.eager.run import EagerBackend
 from lumosx_rt.parity.comparison import comparison_picture
-from lumosx_rt.parity.quirks import QUIRKS, TIME, check_quirks
+from lumosx_rt.parity.quirks import TIME, check_quirks
 from lumosx_rt.parity.verify import verify
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.mechanisms.lumosx.quirks import QUIRKS
+from lumosx_rt.reference.sampling.eager import EagerBackend
 from lumosx_rt.reference.scenes.builtin import builtin_scenes
 
 SIZE = rt.VideoSize(5, 32, 48)
@@ -129,8 +129,8 @@ def test_an_engine_that_lost_a_quirk_answers_alike(micro_engine, micro_bundle, r
 
     class Deaf:
         def bind(self, inputs):
-            silent = torch.zeros_like(inputs.template)
-            return reference.bind(replace(inputs, template=silent))
+            silent = torch.zeros_like(inputs.tensors["template"])
+            return reference.bind(inputs.changed(template=silent))
 
         def describe(self):
             return {}

@@ -11,24 +11,24 @@ import lumosx_rt as rt
 from lumosx_rt.artifact.manifest import CALIBRATION, GRAPH, check_files, plan_of, read_manifest
 from lumosx_rt.artifact.report import read_report
 from lumosx_rt.backends.common.fp8_layers import products_of
-from lumosx_rt.backends.eager.run import EagerBackend
 from lumosx_rt.backends.tensorrt_rtx import fp8 as fp8_plans
 from lumosx_rt.backends.tensorrt_rtx.buckets import BucketedBackend
 from lumosx_rt.calibration.calibration_file import read_calibration
 from lumosx_rt.export.limits import Limits
-from lumosx_rt.export.program import model_inputs
 from lumosx_rt.export.tensorrt import plan as tensorrt
 from lumosx_rt.export.tensorrt.padded_keys import with_slots
 from lumosx_rt.export.tensorrt.plan import Fp8, attention_sites
 from lumosx_rt.parity.verify import ROUNDED_GATE, verify
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout, layout_of
 from lumosx_rt.reference.metrics import relative_error
+from lumosx_rt.reference.sampling.eager import EagerBackend
 from lumosx_rt.reference.sampling.inputs import Inputs
 from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.runtime.describe import describe
 from tests.conftest import built
+from tests.helpers.inputs import bound, model_inputs
 
 SIZE = rt.VideoSize(5, 32, 48)
 BUCKETS = (2, 4)
@@ -192,8 +192,9 @@ def test_what_a_package_is_compiled_from(micro_bundle, scales):
     """The traced program, run as it is: scales are in it, and it serves other shapes."""
     from lumosx_rt.calibration.apply.graph import carried
     from lumosx_rt.export.onnx.ops import PACKAGE_OPS
-    from lumosx_rt.export.program import feed_of, trace
+    from lumosx_rt.export.program import trace
     from lumosx_rt.kernels.qdq import PLAIN
+    from tests.helpers.inputs import feed_of
 
     model, document = load_transformer(micro_bundle), read_calibration(scales)
     with carried(model, document, PLAIN, PACKAGE_OPS) as ops:
@@ -249,7 +250,7 @@ def test_slots_beyond_the_keys_change_nothing_and_missing_ones_do(graph, micro_b
     model = load_transformer(micro_bundle)
     given = model_inputs(model.config, [SceneLayout.from_key("2x2x3+1+2.1")], 2, seed=3)
     latents, time, text, references, template, structure = given
-    inputs = Inputs(text, references, template, structure, tuple(latents.shape))
+    inputs = bound(text, references, template, structure, latents.shape)
     folder = shutil.copytree(graph.parent, tmp_path / "graph")
 
     def velocity(slots: int) -> torch.Tensor:
@@ -311,7 +312,7 @@ class Plan:
 
 def asked(references: int) -> Inputs:
     empty = torch.zeros(1, references, 1, 1, 1)
-    return Inputs(empty, empty, empty, None, (1,))
+    return bound(empty, empty, empty, None, (1,))
 
 
 def test_a_call_goes_to_the_first_plan_that_it_fits_in():
@@ -333,7 +334,7 @@ def test_a_scene_beyond_the_last_bucket_is_refused(planned, micro_bundle):
 
     engine = Engine(planned.folder, read_manifest(planned.folder), None, micro_bundle)
     scene = replace(builtin_scenes()[2], name="crowd")
-    assert scene.layout(*SIZE.grid).references == 6
+    assert layout_of(scene, SIZE.grid).references == 6
     assert "6" in refusal(engine.prepare, scene, size=SIZE)
 
 

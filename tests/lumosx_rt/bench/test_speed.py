@@ -63,7 +63,9 @@ class Fake:
 
     def bind(self, inputs):
         streams, seeds, _, frames, rows, columns = inputs.shape
-        tokens = (seeds * frames + inputs.references.shape[1]) * (rows // 2) * (columns // 2)
+        tokens = (
+            (seeds * frames + inputs.tensors["references"].shape[1]) * (rows // 2) * (columns // 2)
+        )
 
         def run(latents, time):
             self.calls += 1

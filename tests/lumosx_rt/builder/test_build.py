@@ -20,12 +20,12 @@ import lumosx_rt as rt
 from lumosx_rt.artifact.manifest import check_files, read_manifest
 from lumosx_rt.artifact.report import read_report
 from lumosx_rt.artifact.source import random_transformer, source_of
-from lumosx_rt.export.program import INPUTS
 from lumosx_rt.reference.backbones.config import PRESETS, LumosXConfig
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.checkpoints.bundle import find_bundle
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.sampling.inputs import INPUTS
 from lumosx_rt.reference.scenes.builtin import builtin_scenes
 
 SIZE = rt.VideoSize(5, 32, 48)

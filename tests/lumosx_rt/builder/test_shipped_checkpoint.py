@@ -44,7 +44,8 @@ def test_the_same_pictures_without_relations_are_bound_wrongly(reference_run):
     results = {result.name: result for result in read_results(folder / "scenes.jsonl")}
     pairs = [told for told in BINDING_CI.stories if len(told.people) == 2]
     for told in pairs:
-        request = engine.prepare(scene_of(told), seeds=(told.seed,)).unrelated()
+        request = engine.prepare(scene_of(told), seeds=(told.seed,))
+        request = next(r for c, r in request.controls(engine.config) if c.name == "relations")
         *_, last = engine.sample(request)
         seen = judge(engine.vae.decode_frames_uint8(last.latents[0]), told)
         tallies["unrelated"].append(score.tally(seen))

@@ -61,12 +61,12 @@ def test_a_damaged_engine_is_an_error(micro, copied):
     folder = copied(micro.folder)
     (folder / "transformer" / "model.onnx.data").write_bytes(b"")
     (folder / "extra").write_bytes(b"")
-    text = refusal(inspect, folder, SIZE)
+    text = refusal(describe, folder, SIZE)
     assert "model.onnx.data" in text and "extra is not listed" in text
 
 
 def test_an_engine_has_no_one_layout_to_draw(micro, tmp_path):
-    text = refusal(inspect, micro.folder, SIZE, tmp_path / "layout.png")
+    text = refusal(describe, micro.folder, SIZE, tmp_path / "layout.png")
     assert "scene" in text and not list(tmp_path.iterdir())
 
 
@@ -148,7 +148,7 @@ def test_a_layout_key_is_read(tmp_path, monkeypatch):
     assert (facts["video_tokens"], facts["tokens"]) == (32760, 46800)
     monkeypatch.chdir(tmp_path)
     for wrong in ("21x30+1+4", "1x1x5000+0+-", "a+b", "0x1x1+0+-", "1x1x1+0+1+colour"):
-        assert "layout" in refusal(inspect, Path(wrong), SIZE)
+        assert "layout" in refusal(describe, Path(wrong), SIZE)
 
 
 @pytest.mark.parametrize("what", ["bundle", "without vae", "transformer", "file"])
@@ -177,7 +177,7 @@ def test_a_checkpoint_says_its_parts(micro_bundle, copied, what):
 def test_what_is_nothing_of_all_this_is_refused(tmp_path):
     (tmp_path / "notes.md").write_text("# notes")
     for path in (tmp_path, tmp_path / "notes.md", tmp_path / "nowhere"):
-        text = refusal(inspect, path, SIZE)
+        text = refusal(describe, path, SIZE)
         assert str(path) in text and "manifest.json" in text and "caption.txt" in text
 
 

@@ -11,11 +11,11 @@ import torch
 from onnx import numpy_helper
 
 import lumosx_rt as rt
-from lumosx_rt.backends.eager.run import EagerBackend
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import Flat, NotFinite
 from lumosx_rt.reference.sampling import denoise as runtime
+from lumosx_rt.reference.sampling.eager import EagerBackend
 from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.runtime import diagnosis
 from lumosx_rt.runtime.guards import Health, latents_are_flat

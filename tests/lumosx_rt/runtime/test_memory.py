@@ -14,7 +14,7 @@ from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.metrics import relative_error
 from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.runtime import memory
-from lumosx_rt.runtime.memory import Job, parse_bytes
+from lumosx_rt.runtime.memory import MemoryNeed, parse_bytes
 from lumosx_rt.runtime.request_cache import Remembered
 
 NONE, ONE, TWO = builtin_scenes()
@@ -44,7 +44,7 @@ print(usual.peak_bytes, plan.peak_bytes, 1024 * peak, int(usual.sequential), int
 def job():
     layout = SceneLayout.from_key("21x30x52+1+4.4")
     size = rt.VideoSize(81, 480, 832)
-    return Job(
+    return MemoryNeed(
         config=PRESETS["1.3b"], backend="torch", number_bytes=2, layout=layout, size=size,
         held_bytes=4 << 30, text_encoder_bytes=11 << 30,
     )  # fmt: skip
@@ -145,7 +145,7 @@ def test_what_is_no_number_of_bytes_is_refused(text):
 
 
 def test_one_branch_after_the_other_is_both_at_once(tiny_engine):
-    from lumosx_rt.reference.sampling import denoise as runtime
+    from lumosx_rt.reference.sampling.denoise import denoise
 
     request = tiny_engine.prepare(TWO, **OPTIONS, seeds=[1, 2])
     shapes, right = [], tiny_engine.backend.bind
@@ -156,7 +156,7 @@ def test_one_branch_after_the_other_is_both_at_once(tiny_engine):
 
     spy = type("Spy", (), {"bind": staticmethod(bind)})()
     runs = [
-        list(runtime.denoise(spy, request, tiny_engine.config.head_dim, sequential=sequential))
+        list(denoise(spy, request, tiny_engine.config.head_dim, sequential=sequential))
         for sequential in (False, True)
     ]
     assert shapes == [(2, 2), (1, 2), (1, 2)]
@@ -185,8 +185,9 @@ def test_an_engine_with_little_memory_makes_the_same_video(tiny_engine):
         error = np.abs(video.frames.astype(int) - expected.frames.astype(int))
         assert error.max() <= 1 and (error > 0).mean() < 0.01
     latents = torch.randn(1, 16, 2, 4, 6)
-    request = tiny_engine.prepare(TWO, **OPTIONS)
-    whole, tiled = (e.decode(request, latents)[0].frames for e in (tiny_engine, engine))
+    whole, tiled = (
+        e.decode(e.prepare(TWO, **OPTIONS), latents)[0].frames for e in (tiny_engine, engine)
+    )
     assert np.abs(whole.astype(int) - tiled.astype(int)).max() <= 1
 
 
@@ -203,14 +204,15 @@ def test_a_plan_stays_as_it_was_told_while_things_are_remembered(tiny_engine):
 def test_batches_shrink_to_the_limit(tiny_engine):
     request = tiny_engine.prepare(TWO, **OPTIONS)
     engine = rt.Engine(tiny_engine.folder, tiny_engine.manifest, tiny_engine.backend)
-    assert engine.fitting(request, 4) == 4 and engine.fitting(request, 100) == 32
+    assert engine.max_batch(request, 4)[0] == 4 and engine.max_batch(request, 100)[0] == 32
     engine.max_memory = 1 << 40
-    assert engine.fitting(request, 4) == 4
+    assert engine.max_batch(request, 4)[0] == 4
     for count in (1, 2, 3):
         engine.max_memory = None
         engine.max_memory = engine._plan(request, count).peak_bytes
-        assert engine.fitting(replace(request, guidance=1.0), 4) >= count
-        assert engine._plan(request, engine.fitting(request, 4)).peak_bytes <= engine.max_memory
+        assert engine.max_batch(replace(request, guidance=1.0), 4)[0] >= count
+        fitting, plan = engine.max_batch(request, 4)
+        assert plan == engine._plan(request, fitting) and plan.peak_bytes <= engine.max_memory
 
 
 # -- what is remembered -------------------------------------------------------------------------

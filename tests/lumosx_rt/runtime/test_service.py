@@ -42,9 +42,9 @@ def batches(engine, monkeypatch):
     """The names that went through the backend together, call by call."""
     right, seen = engine.sample_together, []
 
-    def sample_together(requests):
+    def sample_together(requests, plan=None):
         seen.append([request.name for request in requests])
-        yield from right(requests)
+        yield from right(requests, plan)
 
     monkeypatch.setattr(engine, "sample_together", sample_together)
     return seen
@@ -53,13 +53,13 @@ def batches(engine, monkeypatch):
 @pytest.fixture
 def held(engine, monkeypatch):
     """Holds the denoising thread back until it is set."""
-    gate, right = threading.Event(), engine.fitting
+    gate, right = threading.Event(), engine.max_batch
 
-    def fitting(request, most):
+    def max_batch(request, most):
         assert gate.wait(PATIENCE)
         return right(request, most)
 
-    monkeypatch.setattr(engine, "fitting", fitting)
+    monkeypatch.setattr(engine, "max_batch", max_batch)
     return gate
 
 
@@ -86,7 +86,7 @@ def test_requests_together_are_what_they_are_alone(tiny_engine, guidance):
         tiny_engine.prepare(scene, **options | {"seeds": s})
         for scene, s in zip([ONE, *others], seeds, strict=True)
     ]
-    assert len({request.together_key for request in requests}) == 1
+    assert len({request.batch_key for request in requests}) == 1
     *_, together = tiny_engine.sample_together(requests)
     finals = []
     for request, state in zip(requests, together, strict=True):
@@ -104,9 +104,9 @@ def test_what_cannot_go_together_has_another_key(tiny_engine):
         (ONE, {"seeds": [1, 2]}), (ONE, {"size": rt.VideoSize(5, 32, 40)}),
         (ONE, {"size": rt.VideoSize(9, 32, 48)}),
     ):  # fmt: skip
-        assert tiny_engine.prepare(scene, **OPTIONS | changed).together_key != base.together_key
+        assert tiny_engine.prepare(scene, **OPTIONS | changed).batch_key != base.batch_key
     same = tiny_engine.prepare(ONE, **OPTIONS | {"seeds": [5], "negative_prompt": "rain"})
-    assert same.together_key == base.together_key
+    assert same.batch_key == base.batch_key
 
 
 def test_a_service_batches_equal_shapes_and_gives_everyone_their_video(engine, batches, held):

@@ -20,6 +20,7 @@ from lumosx_rt.export.onnx.named_values import keys_of
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.ops import QKV, Ops, self_attention
 from lumosx_rt.reference.backbones.wan import LumosX
+from lumosx_rt.reference.mechanisms.lumosx.layout import layout_of
 from lumosx_rt.reference.metrics import relative_error
 from lumosx_rt.reference.sampling.denoise import calls_of, denoise
 from lumosx_rt.reference.sampling.inputs import Inputs
@@ -67,7 +68,7 @@ class Slow:
         def run(latents: Tensor, time: int) -> Tensor:
             fresh = next(steps) % self.lossy.keys_every == 0
             times = torch.full((inputs.shape[0],), time)
-            static = (inputs.text, inputs.references, inputs.template, inputs.structure)
+            static = inputs.arguments()
             with replaced(self.model, refreshing if fresh else attention, last):
                 velocity: Tensor = self.model(latents, times, *static)
             return velocity
@@ -255,7 +256,7 @@ def test_memory_that_is_kept_is_planned(micro: Any, micro_engine: Any) -> None:
     """Keys and values of every block, a video of zeros for them; four residual streams."""
     *_, two = builtin_scenes()
     size = rt.VideoSize(5, 32, 48)
-    layout, config = two.layout(*size.grid), micro_engine.config
+    layout, config = layout_of(two, size.grid), micro_engine.config
     streams, seeds = 2, 3
     condition = 4 * config.dim * streams * layout.references * layout.frame_tokens
     video = 4 * config.dim * streams * seeds * layout.video_tokens

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.mechanisms.lumosx.layout import layout_of
 from lumosx_rt.reference.scenes.scene import Reference, Scene, Subject
 
 GOLDEN = Path(os.environ.get("LUMOSX_GOLDEN_DIR", Path(__file__).parents[2] / "golden"))
@@ -91,7 +92,7 @@ def test_stable_order(tmp_path):
 
 
 def test_layout_of_a_scene(tmp_path):
-    layout = Scene.from_folder(folder(tmp_path, EVERYTHING)).layout(5, 4, 9)
+    layout = layout_of(Scene.from_folder(folder(tmp_path, EVERYTHING)), (5, 4, 9))
     assert layout.key == "5x4x9+3+3.1"
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.mechanisms.lumosx.binding import bind
+from lumosx_rt.reference.mechanisms.lumosx.binding import bind_scene
 from lumosx_rt.reference.scenes.clips import read_clip, write_clip
 from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.scenes.words import NEGATIVE_PROMPT
@@ -99,7 +99,7 @@ def test_what_is_kept_is_what_binding_gives(i: int, tmp_path: Path, encoders) ->
     source = Toy(7)
     cache = build_cache(tmp_path, source, SIZE, *encoders)
     scene, frames = source.item(i)
-    layout, binding = bind(scene, SIZE, *encoders)
+    layout, binding = bind_scene(scene, SIZE, *encoders)
     kept = cache[i]
     assert (kept.lone, kept.subjects) == (layout.lone, layout.subjects)
     assert torch.equal(kept.references[0], binding.references.half())
@@ -140,7 +140,7 @@ def test_variants_are_other_pictures_of_the_same_references(kind, tmp_path: Path
                 look = augment_scene(
                     source.scene(i), (i, variant), height=32, width=48, strength=0.7
                 )
-            wanted = bind(look, SIZE, *encoders)[1].references.half()
+            wanted = bind_scene(look, SIZE, *encoders)[1].references.half()
             assert torch.equal(cache[i].references[variant], wanted)
             assert not torch.equal(cache[i].references[variant], cache[i].references[0])
 

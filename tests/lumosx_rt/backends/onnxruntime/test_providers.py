@@ -17,12 +17,12 @@ import torch
 import lumosx_rt as rt
 from lumosx_rt.artifact.manifest import GRAPH, FileRecord, read_manifest, record_files
 from lumosx_rt.backends.common.devices import PROVIDERS
-from lumosx_rt.backends.eager.run import EagerBackend
 from lumosx_rt.backends.loading import load_backend
 from lumosx_rt.backends.onnxruntime.providers import NAMES, serving_of
-from lumosx_rt.export.program import INPUTS, OUTPUT, check_shapes
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.sampling.eager import EagerBackend
+from lumosx_rt.reference.sampling.inputs import INPUTS, OUTPUT, check_shapes
 from tests.lumosx_rt.backends.tensorrt_rtx.test_run import request_of
 
 CPU, CUDA, TENSORRT, RTX = NAMES.values()
@@ -224,8 +224,8 @@ def test_profiles_are_of_the_graph_and_hold_the_engines_own_requests(micro, micr
     model = load_transformer(micro_bundle)
     for key, seeds in (("5x8x18+0+-", 1), ("5x8x18+1+2.2", 1), ("5x18x8+2+3", 4)):
         _, _, given = request_of(model, key, key, seeds=seeds)
-        shapes = {"latents": given.shape, "template": given.template.shape}
-        shapes |= {n: x.shape for n, x in zip(INPUTS[5:], given.structure, strict=True)}
+        shapes = {"latents": given.shape, "template": given.tensors["template"].shape}
+        shapes |= {name: x.shape for name, x in given.tensors.items()}
         for name, shape in shapes.items():
             ends = zip(least[name], shape, most[name], strict=True)
             assert all(low <= size <= high for low, size, high in ends), name

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import onnx
 from onnx import TensorProto, helper
 
-from lumosx_rt.export.program import AXES, OUTPUT
 from lumosx_rt.reference.backbones.config import LumosXConfig
+from lumosx_rt.reference.sampling.inputs import AXES, OUTPUT
 from tests.lumosx_rt.backends.tensorrt_rtx.test_run import Settings, World
 
 KINDS = {"Attention": "ATTENTION_OUTPUT", "Softmax": "SOFTMAX"}

@@ -20,12 +20,12 @@ from lumosx_rt.artifact.manifest import PLAN, path_problems, read_manifest, reco
 from lumosx_rt.artifact.report import read_report
 from lumosx_rt.backends import loading
 from lumosx_rt.backends.compiler import compiler_of
-from lumosx_rt.backends.eager.run import EagerBackend
 from lumosx_rt.backends.tensorrt.run import TensorRtBackend
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.onnx import opaque_nodes as plugin
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.sampling.eager import EagerBackend
 from tests.lumosx_rt.backends.tensorrt.fake_tensorrt import Classic, opaque_graph
 from tests.lumosx_rt.backends.tensorrt_rtx.test_run import STREAM, request_of
 

@@ -12,16 +12,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lumosx_rt.backends.eager.run import EagerBackend
 from lumosx_rt.backends.tensorrt_rtx.run import TensorRtRtxBackend
 from lumosx_rt.export.limits import Limits
-from lumosx_rt.export.program import INPUTS, OUTPUT, model_inputs
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
-from lumosx_rt.reference.sampling.inputs import Inputs
+from lumosx_rt.reference.sampling.eager import EagerBackend
+from lumosx_rt.reference.sampling.inputs import INPUTS, OUTPUT
+from tests.helpers.inputs import bound, model_inputs
 
 LIMITS = Limits.around((5, 8, 18), max_references=6, max_seeds=4).table()
 INTEGERS = {"time", "bias_tiles", "group_index", "group_inverse"}
@@ -180,7 +180,7 @@ def request_of(model: LumosX, *keys: str, seeds: int = 1, seed: int = 0):
     latents, time, text, references, template, structure = model_inputs(
         model.config, layouts, seeds, seed
     )
-    return latents, int(time[0]), Inputs(text, references, template, structure, latents.shape)
+    return latents, int(time[0]), bound(text, references, template, structure, latents.shape)
 
 
 def refusal(call, *args) -> str:

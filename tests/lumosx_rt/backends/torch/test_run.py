@@ -12,22 +12,21 @@ from lumosx_rt.artifact.manifest import PACKAGE, check_files, read_manifest
 from lumosx_rt.artifact.report import read_report
 from lumosx_rt.backends.common.devices import device_facts
 from lumosx_rt.backends.common.forward_parity import forward_parity
-from lumosx_rt.backends.eager.run import EagerBackend
 from lumosx_rt.backends.torch.compile import DTYPES
 from lumosx_rt.bench.common.makers import Sampling, sampled
-from lumosx_rt.export.program import model_inputs
 from lumosx_rt.parity.verify import ROUNDED_GATE, verify
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
-from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
 from lumosx_rt.reference.metrics import relative_error
 from lumosx_rt.reference.sampling.denoise import denoise
+from lumosx_rt.reference.sampling.eager import EagerBackend
 from lumosx_rt.reference.sampling.inputs import Inputs
 from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.reference.world.story import story
+from tests.helpers.inputs import bound, model_inputs
 
 SIZE = rt.VideoSize(5, 32, 48)
 NONE, ONE, TWO = builtin_scenes()
@@ -61,16 +60,16 @@ def example(model: LumosX, case: str):
     latents, time, text, references, template, structure = model_inputs(
         model.config, layouts, seeds, seed=1
     )
-    return latents, int(time[0]), Inputs(text, references, template, structure, latents.shape)
+    return latents, int(time[0]), bound(text, references, template, structure, latents.shape)
 
 
 def exact(model: LumosX, latents: torch.Tensor, time: int, given: Inputs) -> torch.Tensor:
     """The reference in float64 throughout."""
     precise = recast(model, torch.float64).double()
-    structure = Structure(*(x.double() if x.is_floating_point() else x for x in given.structure))
-    beside = [x.double() for x in (given.text, given.references, given.template)]
+    wide = {n: x.double() if x.is_floating_point() else x for n, x in given.tensors.items()}
     with torch.no_grad():
-        return precise(latents.double(), torch.full(latents.shape[:1], time), *beside, structure)
+        arguments = given.changed(**wide).arguments()
+        return precise(latents.double(), torch.full(latents.shape[:1], time), *arguments)
 
 
 # -- what is built ------------------------------------------------------------------------------

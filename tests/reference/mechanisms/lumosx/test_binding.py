@@ -11,12 +11,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from lumosx_rt.reference.encoders import random as tiny
 from lumosx_rt.reference.encoders.umt5 import TextEncoder
 from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.mechanisms.lumosx.binding import Binding, bind, word_masks, word_template
+from lumosx_rt.reference.mechanisms.lumosx.binding import (
+    Binding,
+    bind_scene,
+    word_masks,
+    word_template,
+)
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.scenes.scene import Reference, Scene, Subject
 from lumosx_rt.reference.scenes.video_size import VideoSize
@@ -115,6 +121,11 @@ def picture(word: str) -> Reference:
     return Reference(word=word, image=Path("nowhere") / f"{word}.png")
 
 
+def masks_of(scene: Scene, encoder: TextEncoder) -> NDArray[np.bool_]:
+    prompt = encoder.prompt(scene.clean_caption)
+    return word_masks(scene.name, prompt, scene.clean_words, encoder)
+
+
 def test_words_that_bind_nothing_are_named_together(components: tuple[Any, Any]) -> None:
     scene = Scene(
         name="walk",
@@ -124,7 +135,7 @@ def test_words_that_bind_nothing_are_named_together(components: tuple[Any, Any])
         subjects=(Subject((picture("girl"), picture("Scarf"))),),
     )
     with pytest.raises(LumosXError) as refused:
-        word_masks(scene, components[0])
+        masks_of(scene, components[0])
     message = str(refused.value)
     assert "scene 'walk': 4 problems" in message
     lost = [line for line in message.splitlines() if "spells no tokens" in line]
@@ -135,7 +146,7 @@ def test_words_that_bind_nothing_are_named_together(components: tuple[Any, Any])
 def test_word_masks_mark_the_bytes_of_every_occurrence(components: tuple[Any, Any]) -> None:
     caption = "a cat and a cat"
     scene = Scene(name="cats", caption=caption, objects=(picture("cat"), picture("and a")))
-    masks = word_masks(scene, components[0])
+    masks = masks_of(scene, components[0])
     assert masks.shape == (2, TEXT_LEN) and masks.dtype == np.bool_
     for mask, spans in zip(masks, ([(2, 6), (12, 16)], [(6, 12)]), strict=True):
         assert np.flatnonzero(mask).tolist() == [i for a, b in spans for i in range(a, b)]
@@ -145,7 +156,7 @@ def test_word_masks_mark_the_bytes_of_every_occurrence(components: tuple[Any, An
 @pytest.fixture(scope="module")
 def bound(components: tuple[TextEncoder, VideoAutoencoder]) -> tuple[Scene, SceneLayout, Binding]:
     scene = Scene.from_folder(SAMPLES / "two-friends")
-    return scene, *bind(scene, SIZE, *components)
+    return scene, *bind_scene(scene, SIZE, *components)
 
 
 def test_bound_shapes(bound: tuple[Scene, SceneLayout, Binding]) -> None:
@@ -192,7 +203,7 @@ def test_bound_texts(
     assert len(NEGATIVE_PROMPT) > 100 and "静态" in NEGATIVE_PROMPT
     assert torch.equal(binding.null_text, components[0].encode(NEGATIVE_PROMPT))
     assert binding.null_text[: len(NEGATIVE_PROMPT)].abs().sum(1).min() > 0
-    other = bind(scene, SIZE, *components, negative_prompt="blurred")[1]
+    other = bind_scene(scene, SIZE, *components, negative_prompt="blurred")[1]
     assert not torch.equal(other.null_text, binding.null_text)
     assert torch.equal(other.text, binding.text)
     assert not other.null_text[len(" blurred") + 1 :].any()
@@ -215,6 +226,6 @@ def test_bound_pictures(
 
 def test_a_scene_without_pictures(components: tuple[TextEncoder, VideoAutoencoder]) -> None:
     scene = Scene.from_folder(SAMPLES / "empty-square")
-    layout, binding = bind(scene, SIZE, *components)
+    layout, binding = bind_scene(scene, SIZE, *components)
     assert layout == SceneLayout(video_frames=2, height=4, width=5)
     assert binding.template.shape == (0, TEXT_LEN) and binding.references.shape == (0, 16, 7, 9)

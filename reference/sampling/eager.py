@@ -8,23 +8,19 @@ from lumosx_rt.reference.sampling.inputs import Denoiser, Inputs
 
 
 class EagerBackend:
-    """Runs the reference model on the device it lies on."""
+    """Runs the reference model on the device that holds it."""
 
     def __init__(self, model: LumosX) -> None:
         self.model = model.eval()
 
     def bind(self, inputs: Inputs) -> Denoiser:
         device = self.model.head.head.weight.device
-        text, references, template = (
-            x.to(device) for x in (inputs.text, inputs.references, inputs.template)
-        )
-        structure = inputs.structure.to(device)
+        arguments = inputs.arguments(device)
 
         @torch.inference_mode()
         def denoise(latents: Tensor, time: int) -> Tensor:
             times = torch.full((inputs.shape[0],), time, device=device)
-            args = (latents.to(device), times, text, references, template, structure)
-            velocity: Tensor = self.model(*args)
+            velocity: Tensor = self.model(latents.to(device), times, *arguments)
             return velocity.cpu()
 
         return denoise
