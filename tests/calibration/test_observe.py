@@ -50,7 +50,7 @@ def test_video_condition_and_text_are_told_apart(guidance):
 def test_maxima_are_those_of_all_steps_of_a_bin():
     model, example = toys.model(), toys.example(0)
     ranges = observe(model, example, toys.SAMPLING)
-    calls = list(walk(model, example, toys.SAMPLING))
+    calls = list(walk(model, example))
     assert toys.SAMPLING.binned_steps == [[0, 1], [2, 3]]
     inputs, keys = [], []
     handle = model.blocks[0].ffn[2].register_forward_pre_hook(lambda _, x: inputs.append(x[0]))

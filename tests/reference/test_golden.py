@@ -22,6 +22,7 @@ from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder
 from lumosx_rt.reference.encoders.weights import t5_from_wan, vae_from_wan
 from lumosx_rt.reference.mechanisms.lumosx.binding import word_template
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.mechanisms.lumosx.mechanism import guidance_branches
 from lumosx_rt.reference.mechanisms.lumosx.structure import (
     Structure,
     rope_axes,
@@ -29,6 +30,9 @@ from lumosx_rt.reference.mechanisms.lumosx.structure import (
     structure_of,
 )
 from lumosx_rt.reference.sampling import flow
+from lumosx_rt.reference.sampling.branches import combined
+from lumosx_rt.reference.sampling.schedules import Schedule
+from lumosx_rt.reference.sampling.solvers import sample
 from lumosx_rt.reference.scenes.images import fit_image, to_unit
 from lumosx_rt.reference.scenes.scene import Scene
 from lumosx_rt.reference.scenes.words import find_spans, word_mask
@@ -192,7 +196,7 @@ def e2e(name: str) -> dict[str, tuple[float, float]]:
     g = Golden(name)
     case = ModelCase(str(g["base_model"]))
     text = torch.cat([case.text, case.padded(g["context_null"])])
-    schedule = flow.Schedule.released(int(g["steps"]), float(g["shift"]))
+    schedule = Schedule.released(int(g["steps"]), float(g["shift"]))
     branches = {
         "traj_default": case.references,
         "traj_cond_cfg": g("cond_null_latents")[None, :, :, 0],
@@ -206,10 +210,10 @@ def e2e(name: str) -> dict[str, tuple[float, float]]:
             both = latents[None].expand(2, -1, -1, -1, -1, -1)
             template = case.template.expand(2, -1, -1)
             out = case.model(both, times, text, references, template, case.structure(2))
-            return flow.guide(out[0], out[1], float(g["cfg"]))
+            return combined(guidance_branches(float(g["cfg"])), out)
 
         with torch.no_grad():
-            states = list(flow.sample(velocity, g("z_init"), schedule))
+            states = list(sample(velocity, g("z_init"), schedule))
         trajectory = torch.stack([state.latents[0] for state in states])
         result[key] = (error(trajectory, g(key)), TOLERANCE["e2e_max_abs"])
     return result
@@ -239,7 +243,7 @@ def rope(name: str) -> dict[str, tuple[float, float]]:
 
 def sched(name: str) -> dict[str, tuple[float, float]]:
     g = Golden(name)
-    schedule = flow.Schedule.released(int(g["num_steps"]), float(g["shift"]))
+    schedule = Schedule.released(int(g["num_steps"]), float(g["shift"]))
     assert schedule.times.tolist() == g["timesteps"].tolist()
 
     def branch(z: Tensor, time: int, which: str) -> Tensor:
@@ -247,9 +251,10 @@ def sched(name: str) -> dict[str, tuple[float, float]]:
         return torch.einsum("oc,c...->o...", g(f"A_{which}"), z) + offset[:, None, None, None]
 
     def velocity(z: Tensor, time: int) -> Tensor:
-        return flow.guide(branch(z, time, "cond"), branch(z, time, "uncond"), float(g["cfg"]))
+        both = [branch(z, time, which) for which in ("cond", "uncond")]
+        return combined(guidance_branches(float(g["cfg"])), both)
 
-    states = list(flow.sample(velocity, g("trajectory")[0], schedule))
+    states = list(sample(velocity, g("trajectory")[0], schedule))
     trajectory = torch.stack([state.latents for state in states])
     return {
         "sigmas": (error(torch.from_numpy(schedule.sigmas), g("sigmas")), 0.0),

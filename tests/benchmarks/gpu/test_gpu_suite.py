@@ -278,7 +278,7 @@ def test_attention_work_is_counted_pair_by_pair(key) -> None:
 
     config = LumosXConfig(dim=12, num_heads=2)
     layout = SceneLayout.from_key(key)
-    assert roofline.attended_pairs(layout) == pairs_one_by_one(key)
+    assert layout.attended_pairs == pairs_one_by_one(key)
     # a product with keys and one with values, a multiply-add each: 2 * 2 * dim a pair
     work = roofline.self_attention(layout, config, "e4m3")
     assert work.flops == {"e4m3": 48 * pairs_one_by_one(key)}

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lumosx_rt.drawing import contact_sheet as pictures
+from lumosx_rt.drawing import layout as layout_drawing
 from lumosx_rt.drawing import typesetting
 from lumosx_rt.drawing.contact_sheet import contact_sheet
 from lumosx_rt.drawing.layout import attention_blocks, layout_picture
@@ -51,24 +51,24 @@ def test_the_matrix_shows_who_sees_whom(video, lone, subjects, relational):
     )
     # SPEC 4.1 by hand: the video sees all, a set sees itself
     sets = ["video", *range(lone), *(f"s{s}" for s, n in enumerate(subjects) for _ in range(n))]
-    colours = pictures._colours(layout)
+    colours = layout_drawing._colours(layout)
     assert len(colours) == len(sets) - 1
     image, edges = attention_blocks(layout, colours)
     seen = array(image)
     for row, query in enumerate(sets):
         for column, key in enumerate(sets):
             y, x = (edges[row] + edges[row + 1]) // 2, (edges[column] + edges[column + 1]) // 2
-            hidden = seen[y, x].tolist() == rgb(pictures.HIDDEN)
+            hidden = seen[y, x].tolist() == rgb(layout_drawing.HIDDEN)
             assert hidden == (relational and query != "video" and query != key), (query, key)
 
 
 def test_the_matrix_is_to_scale():
-    _, edges = attention_blocks(LAYOUT, pictures._colours(LAYOUT))
+    _, edges = attention_blocks(LAYOUT, layout_drawing._colours(LAYOUT))
     expected = [0.0, *(480 * n / 11 for n in range(5, 12))]
     assert np.abs(np.array(edges) - expected).max() <= 0.5
     many = SceneLayout(video_frames=81, height=1, width=1, subjects=(8, 8))
-    _, edges = attention_blocks(many, pictures._colours(many))
-    assert min(np.diff(edges)) >= pictures.LEAST_BLOCK
+    _, edges = attention_blocks(many, layout_drawing._colours(many))
+    assert min(np.diff(edges)) >= layout_drawing.LEAST_BLOCK
 
 
 sizes = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 90)), min_size=1, max_size=12)
@@ -77,7 +77,7 @@ sizes = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 90)), min_size=1, 
 @given(sizes, st.integers(50, 1500))
 def test_edges_are_proportional_above_the_least(blocks, total):
     weights, least = zip(*blocks, strict=True)
-    edges = pictures._edges(weights, least, total)
+    edges = layout_drawing._edges(weights, least, total)
     lengths = np.diff(edges)
     assert edges[0] == 0 and edges[-1] == max(total, sum(least))
     assert (lengths >= np.array(least) - 1).all()
@@ -91,29 +91,29 @@ def test_edges_are_proportional_above_the_least(blocks, total):
 
 
 def test_groups_and_pictures_have_their_own_colours():
-    colours = pictures._colours(LAYOUT)
+    colours = layout_drawing._colours(LAYOUT)
     assert len(set(colours)) == 6
     picture = layout_picture(LAYOUT, WORDS)
-    assert all(count(picture, colour) > 300 for colour in (*colours, pictures.VIDEO))
+    assert all(count(picture, colour) > 300 for colour in (*colours, layout_drawing.VIDEO))
 
 
 def test_unbound_references_are_flagged():
     bound = layout_picture(LAYOUT, WORDS, CAPTION + " A kite.")
     flagged = layout_picture(LAYOUT, WORDS, CAPTION)
-    assert count(bound, pictures.ALARM) == 0
-    assert count(flagged, pictures.ALARM) > 50
-    assert count(layout_picture(LAYOUT, WORDS), pictures.ALARM) == 0
+    assert count(bound, typesetting.ALARM) == 0
+    assert count(flagged, typesetting.ALARM) > 50
+    assert count(layout_picture(LAYOUT, WORDS), typesetting.ALARM) == 0
 
 
 def test_words_are_looked_for_as_words():
-    assert pictures._occurrences("man", "A woman, a man and (man).") == [(11, 14), (20, 23)]
-    assert pictures._occurrences("red hat", "A red hat, two red hats") == [(2, 9)]
-    assert pictures._occurrences(" ", "a b") == []
+    assert layout_drawing._occurrences("man", "A woman, a man and (man).") == [(11, 14), (20, 23)]
+    assert layout_drawing._occurrences("red hat", "A red hat, two red hats") == [(2, 9)]
+    assert layout_drawing._occurrences(" ", "a b") == []
 
 
 def strip(caption: str, spans: list[list[tuple[int, int]]], width: int = 600) -> np.ndarray:
     colours = ["#ff0000", "#00ff00", "#0000ff"]
-    return array(pictures._bound_caption(caption, spans, colours, width))
+    return array(layout_drawing._bound_caption(caption, spans, colours, width))
 
 
 def test_bound_letters_stand_on_their_colour():
@@ -156,7 +156,7 @@ def test_nothing_is_drawn_to_the_border():
     words = ["a very long description of a park that goes on and on", "", "x" * 80, "hat", "b", "c"]
     picture = layout_picture(LAYOUT, words, "word " * 80 + "y" * 300)
     pixels = array(picture)
-    border = pictures.MARGIN - 2
+    border = typesetting.MARGIN - 2
     pixels[border:-border, border:-border] = 255
     assert (pixels == 255).all()
 
@@ -164,7 +164,7 @@ def test_nothing_is_drawn_to_the_border():
 def test_layouts_without_references():
     empty = SceneLayout(video_frames=3, height=2, width=2)
     picture = layout_picture(empty, [], "An empty square.")
-    assert picture.width > 1000 and count(picture, pictures.ALARM) == 0
+    assert picture.width > 1000 and count(picture, typesetting.ALARM) == 0
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_titles_and_odd_pictures_fit():
     tall = np.full((300, 20, 3), 60, np.uint8)
     sheet = contact_sheet([("long word " * 12, tall)], numbered(1, 64, 144), title="title " * 60)
     pixels = array(sheet)
-    border = pictures.MARGIN - 2
+    border = typesetting.MARGIN - 2
     pixels[border:-border, border:-border] = 255
     assert (pixels == 255).all()
     left, top, right, bottom = blocks(sheet, np.array([60] * 3))

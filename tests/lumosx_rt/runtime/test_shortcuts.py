@@ -263,7 +263,7 @@ def test_memory_that_is_kept_is_planned(micro: Any, micro_engine: Any) -> None:
 
     def kept(**shortcuts: Any) -> int:
         return memory.kept_bytes(
-            memory.Job(
+            memory.MemoryNeed(
                 config=config, backend="onnxruntime", number_bytes=4, layout=layout, size=size,
                 seeds=seeds, lossy=Lossy(**shortcuts),
             )

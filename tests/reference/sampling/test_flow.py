@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.sampling import flow
+from lumosx_rt.reference.mechanisms.lumosx.mechanism import guidance_branches
+from lumosx_rt.reference.sampling import flow, solvers
+from lumosx_rt.reference.sampling.branches import combined
 from lumosx_rt.reference.sampling.schedules import Schedule
 
 SHAPE = (4, 2, 3, 5)
@@ -100,8 +102,8 @@ def test_impossible_schedules_are_refused(steps: int, shift: float) -> None:
     [(1, 8), (2, 8), (3, 8), (4, 8), (7, 3), (14, 8), (20, 1), (50, 8), (200, 8)],
 )
 def test_the_solver_of_the_specification(steps: int, shift: float) -> None:
-    noise = flow.initial_noise(0, SHAPE)
-    states = list(flow.sample(curved, noise, Schedule.released(steps, shift)))
+    noise = solvers.initial_noise(0, SHAPE)
+    states = list(solvers.sample(curved, noise, Schedule.released(steps, shift)))
     expected = solve(curved, noise, steps, shift)
     assert [state.step for state in states] == list(range(steps + 1))
     assert {state.steps for state in states} == {steps}
@@ -114,11 +116,11 @@ def test_the_solver_of_the_specification(steps: int, shift: float) -> None:
 
 def test_the_solver_is_of_second_order() -> None:
     """Control: the comparison above tells it from its first-order neighbour."""
-    noise = flow.initial_noise(0, SHAPE).double()
+    noise = solvers.initial_noise(0, SHAPE).double()
     sigmas, z = [*levels(20, 8), 0.0], noise
     for here, there in zip(sigmas[:-1], sigmas[1:], strict=True):
         z = z + (there - here) * curved(z, int(1000 * here))
-    last = list(flow.sample(curved, noise, Schedule.released(20)))[-1].latents
+    last = list(solvers.sample(curved, noise, Schedule.released(20)))[-1].latents
     assert float((last - z).abs().max()) > 1e-2
 
 
@@ -130,8 +132,8 @@ def test_the_network_is_told_the_times_in_order() -> None:
         return curved(z, time)
 
     schedule = Schedule.released(1000)  # many times repeat
-    noise = flow.initial_noise(1, (1, 1, 2, 2)).double()
-    states = list(flow.sample(velocity, noise, schedule))
+    noise = solvers.initial_noise(1, (1, 1, 2, 2)).double()
+    states = list(solvers.sample(velocity, noise, schedule))
     assert [time for time, _ in told] == schedule.times.tolist()
     assert all(isinstance(time, int) for time, _ in told)
     for (_, seen), state in zip(told, states, strict=False):
@@ -146,8 +148,8 @@ def test_a_consumer_that_stops_stops_the_work() -> None:
         calls += 1
         return curved(z, time)
 
-    noise = flow.initial_noise(0, SHAPE)
-    states = flow.sample(velocity, noise, Schedule.released(9))
+    noise = solvers.initial_noise(0, SHAPE)
+    states = solvers.sample(velocity, noise, Schedule.released(9))
     first = next(states)
     assert first.step == 0 and torch.equal(first.latents, noise) and calls == 0
     for wanted in (1, 2, 3):
@@ -158,7 +160,7 @@ def test_a_consumer_that_stops_stops_the_work() -> None:
 
 def test_states_are_not_overwritten_later() -> None:
     states, copies = [], []
-    for state in flow.sample(curved, flow.initial_noise(0, SHAPE), Schedule.released(5)):
+    for state in solvers.sample(curved, solvers.initial_noise(0, SHAPE), Schedule.released(5)):
         states.append(state.latents)
         copies.append(state.latents.clone())
     assert all(torch.equal(a, b) for a, b in zip(states, copies, strict=True))
@@ -166,12 +168,12 @@ def test_states_are_not_overwritten_later() -> None:
 
 def test_velocities_may_be_bfloat16() -> None:
     """Their steps are taken in float32 all the same."""
-    noise = flow.initial_noise(0, SHAPE)
+    noise = solvers.initial_noise(0, SHAPE)
 
     def rounded(z: Tensor, time: int) -> Tensor:
         return curved(noise, time).bfloat16()
 
-    states = list(flow.sample(rounded, noise.bfloat16(), Schedule.released(6)))
+    states = list(solvers.sample(rounded, noise.bfloat16(), Schedule.released(6)))
     assert {state.latents.dtype for state in states} == {torch.float32}
     expected = solve(rounded, noise.bfloat16(), 6, 8)
     assert float((states[-1].latents.double() - expected[-1]).abs().max()) < 1e-5
@@ -183,14 +185,14 @@ def test_velocities_may_be_bfloat16() -> None:
 def test_noise_belongs_to_its_seed_alone() -> None:
     torch.manual_seed(123)
     before = torch.get_rng_state()
-    batch = [flow.initial_noise(seed, SHAPE) for seed in range(4)]
+    batch = [solvers.initial_noise(seed, SHAPE) for seed in range(4)]
     assert torch.equal(torch.get_rng_state(), before), "the global generator is left alone"
     torch.manual_seed(2)
     assert torch.equal(torch.randn(SHAPE), batch[2])
-    assert torch.equal(flow.initial_noise(2, SHAPE), batch[2])
+    assert torch.equal(solvers.initial_noise(2, SHAPE), batch[2])
     assert len({noise.sum().item() for noise in batch}) == 4
     assert batch[0].dtype == torch.float32
-    many = flow.initial_noise(5, (100_000,))
+    many = solvers.initial_noise(5, (100_000,))
     assert abs(float(many.mean())) < 0.02 and abs(float(many.std()) - 1) < 0.02
 
 
@@ -198,7 +200,11 @@ def test_guidance() -> None:
     conditional, null = torch.tensor([3.0, -1.0]), torch.tensor([1.0, 0.5])
     for guidance in (0.0, 1.0, 6.0, -2.0):
         expected = [1 + guidance * 2, 0.5 + guidance * -1.5]
-        assert flow.guide(conditional, null, guidance).tolist() == expected
+        branches = guidance_branches(guidance)
+        found = combined(branches, [conditional, null][: len(branches)])
+        assert found.tolist() == expected
+        if len(branches) == 2:  # the released expression, bit by bit
+            assert torch.equal(found, null + guidance * (conditional - null))
 
 
 # -- training (SPEC 9) -----------------------------------------------------------------------------
@@ -207,7 +213,7 @@ def test_guidance() -> None:
 @pytest.mark.parametrize("references", [0, 3])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_training_loss(references: int, weighted: bool) -> None:
-    x0, noise, answer = (flow.initial_noise(seed, (3, *SHAPE)) for seed in (1, 2, 3))
+    x0, noise, answer = (solvers.initial_noise(seed, (3, *SHAPE)) for seed in (1, 2, 3))
     time = torch.tensor([0.4, 500.25, 999.9])
     table = torch.rand(1000, generator=torch.Generator().manual_seed(4))
     extra = torch.full((3, SHAPE[0], references, *SHAPE[2:]), 1e6)  # no loss looks at these
@@ -234,7 +240,7 @@ def test_training_loss(references: int, weighted: bool) -> None:
 
 
 def test_a_perfect_model_has_no_loss() -> None:
-    x0, noise = flow.initial_noise(1, (2, *SHAPE)), flow.initial_noise(2, (2, *SHAPE))
+    x0, noise = solvers.initial_noise(1, (2, *SHAPE)), solvers.initial_noise(2, (2, *SHAPE))
     loss = flow.training_loss(lambda x, t: noise - x0, x0, noise, torch.tensor([3.0, 700.0]))
     assert loss.tolist() == [0, 0]
 

@@ -235,7 +235,7 @@ cache = LatentCache({str(caches["two"].folder)!r})
 train(recipe, {str(tmp_path / "two")!r}, caches={{"two": cache}})
 """
     with_rank = os.environ | {
-        "PYTHONPATH": str(Path(toy.__file__).parents[1]), "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(toy.__file__).parents[2]), "OMP_NUM_THREADS": "1",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 20000),
         "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
     }  # fmt: skip

@@ -213,7 +213,7 @@ def test_a_missing_cache_is_refused(tmp_path: Path) -> None:
 
 def test_workers_make_the_same_latents(tmp_path: Path, encoders, monkeypatch) -> None:
     """Shards are made by processes that are started afresh."""
-    monkeypatch.syspath_prepend(str(Path(toy.__file__).parents[1]))
+    monkeypatch.syspath_prepend(str(Path(toy.__file__).parents[2]))
     source = Toy(6)
     told: list[int] = []
     made = build_cache(
@@ -228,7 +228,7 @@ def test_workers_make_the_same_latents(tmp_path: Path, encoders, monkeypatch) ->
 
 
 def test_a_worker_that_dies_is_told(tmp_path: Path, encoders, monkeypatch) -> None:
-    root = str(Path(toy.__file__).parents[1])
+    root = str(Path(toy.__file__).parents[2])
     monkeypatch.setattr("sys.path", [path for path in sys.path if path not in ("", root)])
     with pytest.raises(LumosXError, match="a worker died .* take processes=1"):
         build_cache(tmp_path, Toy(2), SIZE, *encoders, processes=2, shard_examples=1)
