@@ -1,29 +1,67 @@
 """A model that carries its scales: the simulation, spelled otherwise; and where it refuses."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lumosx_rt.calibration import simulate
 from lumosx_rt.calibration.carry import CarriedLinear, carried
 from lumosx_rt.calibration.examples import moments_of, velocity_of
 from lumosx_rt.calibration.noise import noise_calibration
 from lumosx_rt.calibration.scheme import Scheme
 from lumosx_rt.calibration.sites import is_attention, sites_of
-from lumosx_rt.kernels.qdq import PLAIN
+from lumosx_rt.kernels.qdq import PLAIN, Qdq, quantize
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.model import LumosX
 from lumosx_rt.reference.ops import REFERENCE
 from lumosx_rt.running.runtime import relative_error
+from tests.budget import assert_same_codes, assert_within_budget, relative
 from tests.calibration import toys
 from tests.calibration.parity import e4m3
 
 SITES = list(sites_of(toys.CONFIG))
 
 
+class Forced:
+    """What one run rounds to e4m3, in its order, for others to be compared with and put right by.
+
+    A flip changes all that comes after it; with the first run's codes put in its place, the rest
+    can be compared as closely as floats are.
+    """
+
+    def __init__(self) -> None:
+        self.made: list[tuple[Tensor, Tensor]] = []
+        self.flips = self.compared = 0
+
+    def noted(self, x: Tensor, scale: Tensor | float) -> Tensor:
+        """`quantize`, remembered."""
+        codes = quantize(x, scale)
+        self.made.append((codes, x.double() / scale))
+        return codes
+
+    def compared_with(self, calls: Iterator[tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
+        def forced(x: Tensor, scale: Tensor) -> Tensor:
+            codes, unrounded = next(calls)
+            name = f"rounding {self.compared}"
+            self.flips += assert_same_codes(name, quantize(x, scale), codes, unrounded)
+            self.compared += 1
+            return codes
+
+        return forced
+
+
+def wide(x8: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """`dequantize` in float64, whatever is asked."""
+    return x8.double() * scale.double()
+
+
 def velocities(document, kept=(), example=0):
-    """What a toy model gives exactly, simulated, and carried; `kept` sites stay as they are."""
+    """What a toy model gives without quantization; simulated; carried with the simulation's codes;
+    and that in float64. `kept` sites stay as they are."""
     sites = {
         name: replace(site, kept="test" if name in kept else None)
         for name, site in document.sites.items()
@@ -32,34 +70,44 @@ def velocities(document, kept=(), example=0):
     given = toys.example(example)
     moment = moments_of(model, given, toys.SAMPLING)[1]
     velocity = velocity_of(model, given, 1.0)
-    exact = velocity(moment)
-    with document.simulation(model).running(document.quantized):
+    plain, forced = velocity(moment), Forced()
+    with document.simulation(model).running(document.quantized), pytest.MonkeyPatch.context() as on:
+        on.setattr(simulate, "quantize", forced.noted)
+        on.setattr(simulate, "PLAIN", PLAIN._replace(quantize=forced.noted))
         simulated = velocity(moment)
-    own = model.ops
-    with carried(model, document, PLAIN, REFERENCE) as ops:
-        model.ops = ops
-        spelled = velocity(moment)
-    model.ops = own
-    assert torch.equal(velocity(moment), exact)  # it is as it was
-    return exact, simulated, spelled
+    found = []
+    double = LumosX(model.config, torch.float64).double().eval().requires_grad_(False)
+    double.load_state_dict(model.state_dict())
+    for each, dequantize in ((model, PLAIN.dequantize), (double, wide)):
+        calls = iter(forced.made)
+        own, qdq = each.ops, Qdq(forced.compared_with(calls), dequantize)
+        with carried(each, document, qdq, REFERENCE) as ops:
+            each.ops = ops
+            found.append(velocity_of(each, given, 1.0)(moment))
+        each.ops = own
+        assert next(calls, None) is None  # all that the simulation rounds
+    print(f"{forced.flips} flips in {forced.compared} roundings")
+    assert torch.equal(velocity(moment), plain)  # it is as it was
+    return plain, simulated, *found
 
 
 @pytest.mark.parametrize("example", range(3))
 @pytest.mark.parametrize("scheme", [Scheme(), Scheme("tensor"), Scheme(smooth_keys=False)], ids=str)
 def test_it_is_the_simulation(scheme, example):
-    exact, simulated, spelled = velocities(toys.calibration(scheme), example=example)
-    assert relative_error(spelled, simulated) < 1e-6 < 1e-2 < relative_error(spelled, exact)
+    plain, simulated, spelled, exact = velocities(toys.calibration(scheme), example=example)
+    assert_within_budget("velocity", spelled, simulated, exact)
+    assert relative(spelled, plain.double()) > 1e-2
 
 
 @pytest.mark.parametrize("part", ["self_attn.q", "ffn.2", "self", "cross"])
 def test_what_stays_in_high_precision_does(part):
     kept = [site for site in SITES if site.endswith(f".{part}")]
-    _, simulated, spelled = velocities(toys.calibration(), kept)
-    assert relative_error(spelled, simulated) < 1e-6
-    _, everything, _ = velocities(toys.calibration())
-    assert relative_error(spelled, everything) > 1e-3
-    exact, _, none = velocities(toys.calibration(), SITES)
-    assert torch.equal(exact, none)
+    _, simulated, spelled, exact = velocities(toys.calibration(), kept)
+    assert_within_budget("velocity", spelled, simulated, exact)
+    _, everything, _, _ = velocities(toys.calibration())
+    assert relative(spelled, everything.double()) > 1e-3
+    plain, _, none, _ = velocities(toys.calibration(), SITES)
+    assert torch.equal(plain, none)
 
 
 @pytest.mark.parametrize("weights", ["channel", "tensor"])

@@ -6,7 +6,8 @@ from torch import nn
 
 from lumosx_rt.kernels.linear_fp8 import GeluQuantize, LinearFp8, quantize_mlp
 from lumosx_rt.kernels.norm_modulate import QuantizedRows, quantize_rows
-from tests.kernels.cases import HALF, random, relative
+from tests.budget import relative
+from tests.kernels.cases import HALF, random
 
 
 def linear(inside: int = 48, outside: int = 32, bias: bool = True) -> nn.Linear:

@@ -1,6 +1,7 @@
 """The fused norm against float64; every combination of what may be absent."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from lumosx_rt.kernels.norm_modulate import (
     rows_in_e4m3,
 )
 from lumosx_rt.reference import ops
-from tests.kernels.cases import HALF, assert_within_budget, random, relative
+from tests.budget import assert_gradients_within_budget, assert_within_budget, relative
+from tests.kernels.cases import HALF, random
 
 EPS = 1e-6
 
@@ -95,13 +97,15 @@ def test_no_tokens() -> None:
 
 
 def test_gradients_are_those_of_the_reference() -> None:
-    given = [x.requires_grad_() for x in inputs(torch.float32, tokens=3)]
-    again = [x.detach().clone().requires_grad_() for x in given]
-    for run, leaves in ((norm_modulate, given), (ops.norm_modulate, again)):
-        moved, y = run(*leaves, EPS, torch.float32)
-        (moved.sin().sum() + y.cos().sum()).backward()
-    for leaf, expected in zip(given, again, strict=True):
-        torch.testing.assert_close(leaf.grad, expected.grad, atol=1e-5, rtol=1e-5)
+    names = ("x", "delta", "gate", "scale", "shift")
+
+    def loss(run, *operands: Tensor) -> Tensor:
+        moved, y = run(*operands, EPS, operands[0].dtype)
+        return moved.sin().sum() + y.cos().sum()
+
+    losses = (partial(loss, run) for run in (norm_modulate, ops.norm_modulate))
+    given = dict(zip(names, inputs(torch.float32, tokens=3), strict=True))
+    assert_gradients_within_budget(*losses, given)
 
 
 def test_what_it_does_not_take_is_said() -> None:

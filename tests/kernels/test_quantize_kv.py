@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lumosx_rt.kernels.quantize_kv import KEY_BLOCK, dequantize_kv, plain, quantize_kv
-from tests.kernels.cases import random, relative
+from tests.budget import relative
+from tests.kernels.cases import random
 
 
 @pytest.mark.parametrize("tokens", [1, 127, 128, 300])

@@ -1,5 +1,7 @@
 """Self-attention against float64, on layouts whose frames end beside the tiles."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +14,8 @@ from lumosx_rt.kernels.relational_attention import (
 )
 from lumosx_rt.reference import ops
 from lumosx_rt.reference.ops import QKV
-from tests.kernels.cases import HALF, LAYOUTS, Case, assert_within_budget, double, relative
+from tests.budget import assert_gradients_within_budget, assert_within_budget, relative
+from tests.kernels.cases import HALF, LAYOUTS, Case, double
 
 
 def exact(case: Case) -> tuple[Tensor, Tensor]:
@@ -172,15 +175,17 @@ def test_e4m3_without_references_and_without_condition_queries() -> None:
 
 
 def test_gradients_are_those_of_the_reference() -> None:
-    gradients = []
-    for run in (relational_attention, ops.self_attention):
-        case = Case("frames of one tile", heads=1, head_dim=10, seeds=1)
-        leaves = [x.requires_grad_() for x in (*case.video, *case.condition)]
-        out = run(case.video, case.condition, case.structure, "")
-        (out[0].sin().sum() + out[1].cos().sum()).backward()
-        gradients.append([leaf.grad for leaf in leaves])
-    for actual, expected in zip(*gradients, strict=True):
-        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    case = Case("frames of one tile", heads=1, head_dim=10, seeds=1)
+
+    def loss(run, *operands: Tensor) -> Tensor:
+        structure = case.structure_in(operands[0].dtype)
+        video, condition = run(QKV(*operands[:3]), QKV(*operands[3:]), structure, "")
+        return video.sin().sum() + condition.cos().sum()
+
+    names = [f"{part}.{role}" for part in ("video", "condition") for role in "qkv"]
+    given = dict(zip(names, (*case.video, *case.condition), strict=True))
+    losses = (partial(loss, run) for run in (relational_attention, ops.self_attention))
+    assert_gradients_within_budget(*losses, given)
 
 
 def test_what_it_does_not_take_is_said() -> None:

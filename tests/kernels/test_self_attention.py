@@ -6,7 +6,8 @@ import torch
 from lumosx_rt.kernels.self_attention import NAMES, frame_visibility, self_attention
 from lumosx_rt.reference import ops
 from lumosx_rt.reference.ops import QKV
-from tests.kernels.cases import LAYOUTS, Case, double, relative
+from tests.budget import relative
+from tests.kernels.cases import LAYOUTS, Case, double
 
 ON_A_CPU = [name for name in NAMES if name not in ("split-sdpa:cudnn", "split-sdpa:efficient")]
 
