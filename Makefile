@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow lint bench bench-gpu
+.PHONY: install demo test test-processors test-slow lint bench bench-gpu
 
 install: $(INSTALLED)
 
@@ -26,6 +26,10 @@ demo: install
 test: install lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadscope --no-loadscope-reorder \
 		-m "not slow and not gpu and not hopper"
+
+# The numeric tests as other processors compute: torch's own loops, and oneDNN's, held to less
+test-processors: install
+	BIN=$(BIN) sh tests/processors.sh
 
 # Full size: minutes and gigabytes
 test-slow: install

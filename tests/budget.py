@@ -7,10 +7,14 @@ are counted, and each must be explained by where its unrounded value lies.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lumosx_rt.reference.model import LumosX
+from lumosx_rt.reference.structure import Structure
 
 FLOOR = 4 * torch.finfo(torch.float32).eps
 """Relative error that is always allowed, for plain torch may happen to make none: of a few
@@ -32,13 +36,33 @@ def relative(actual: Tensor, exact: Tensor) -> float:
     return float((actual.double() - exact).norm() / exact.norm())
 
 
-def assert_within_budget(name: str, actual: Tensor, plain: Tensor, exact: Tensor) -> None:
-    """At most twice plain torch's error; both are printed."""
+def assert_within_budget(
+    name: str, actual: Tensor, plain: Tensor, exact: Tensor, times: float = 2
+) -> None:
+    """At most twice plain torch's error, or so many times; both are printed."""
     assert actual.dtype == plain.dtype and exact.dtype == torch.float64
     assert actual.isfinite().all(), f"{name}: not finite"
-    found, allowed = relative(actual, exact), max(2 * relative(plain, exact), FLOOR)
+    found, allowed = relative(actual, exact), max(times * relative(plain, exact), FLOOR)
     print(f"{name}: error {found:.2e}, allowed {allowed:.2e}")
     assert found <= allowed, f"{name}: error {found:.2e}, allowed {allowed:.2e}"
+
+
+def in_float64(model: LumosX) -> LumosX:
+    """A copy that computes in float64 throughout, of inputs in float64."""
+    copy = LumosX(model.config, torch.float64).double().requires_grad_(False)
+    copy.load_state_dict(model.state_dict())
+    return copy.eval()
+
+
+def widened(inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """Inputs of a model in float64, those of its structure too."""
+    return tuple(
+        Structure(*widened(x)) if isinstance(x, Structure) else _widened(x) for x in inputs
+    )
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.double() if x.is_floating_point() else x
 
 
 Loss = Callable[..., Tensor]

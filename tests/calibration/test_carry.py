@@ -16,9 +16,8 @@ from lumosx_rt.calibration.scheme import Scheme
 from lumosx_rt.calibration.sites import is_attention, sites_of
 from lumosx_rt.kernels.qdq import PLAIN, Qdq, quantize
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.model import LumosX
 from lumosx_rt.reference.ops import REFERENCE
-from tests.budget import assert_same_codes, assert_within_budget, relative
+from tests.budget import assert_same_codes, assert_within_budget, in_float64, relative
 from tests.calibration import toys
 from tests.calibration.parity import e4m3
 
@@ -75,9 +74,7 @@ def velocities(document, kept=(), example=0):
         on.setattr(simulate, "PLAIN", PLAIN._replace(quantize=forced.noted))
         simulated = velocity(moment)
     found = []
-    double = LumosX(model.config, torch.float64).double().eval().requires_grad_(False)
-    double.load_state_dict(model.state_dict())
-    for each, dequantize in ((model, PLAIN.dequantize), (double, wide)):
+    for each, dequantize in ((model, PLAIN.dequantize), (in_float64(model), wide)):
         calls = iter(forced.made)
         own, qdq = each.ops, Qdq(forced.compared_with(calls), dequantize)
         with carried(each, document, qdq, REFERENCE) as ops:

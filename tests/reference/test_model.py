@@ -20,6 +20,7 @@ from lumosx_rt.reference.layout import SceneLayout
 from lumosx_rt.reference.model import LumosX, time_sinusoid
 from lumosx_rt.reference.structure import structure_of
 from tests import oracle
+from tests.budget import assert_within_budget
 
 MINI = LumosXConfig(
     dim=48,
@@ -247,9 +248,10 @@ def test_without_references_it_is_diffusers_wan(switches: dict[str, Any], tmp_pa
         if max(times) > 10:  # diffusers forms the angles in float32, which is rough at late times
             table = torch.stack([oracle.sinusoid(time, 256) for time in times]).float()
             wan.condition_embedder.timesteps_proj = Constant(table)
-        expected = wan(inputs.latents[:, 0], inputs.time, inputs.text, return_dict=False)[0]
-        assert worst(inputs.run(model)[:, 0], expected) < 1e-5
-        assert expected.std() > 0.1
+        plain = wan(inputs.latents[:, 0], inputs.time, inputs.text, return_dict=False)[0]
+        exact = torch.stack([inputs.oracle(model, stream) for stream in range(2)])
+        assert_within_budget("velocity", inputs.run(model)[:, 0], plain, exact)
+        assert plain.std() > 0.1 and relative(plain, exact) < 1e-5
 
 
 # -- streams, seeds and the pruned last block ------------------------------------------------------
