@@ -1,60 +1,26 @@
 """A model that carries its scales: the simulation, spelled otherwise; and where it refuses."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lumosx_rt.calibration import simulate
 from lumosx_rt.calibration.carry import CarriedLinear, carried
 from lumosx_rt.calibration.examples import moments_of, velocity_of
 from lumosx_rt.calibration.noise import noise_calibration
 from lumosx_rt.calibration.scheme import Scheme
 from lumosx_rt.calibration.sites import is_attention, sites_of
-from lumosx_rt.kernels.qdq import PLAIN, Qdq, quantize
+from lumosx_rt.kernels.qdq import PLAIN
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.ops import REFERENCE
-from tests.budget import assert_same_codes, assert_within_budget, in_float64, relative
+from tests.budget import assert_within_budget, in_float64, relative
 from tests.calibration import toys
 from tests.calibration.parity import e4m3
+from tests.calibration.roundings import WIDE, Roundings
 
 SITES = list(sites_of(toys.CONFIG))
-
-
-class Forced:
-    """What one run rounds to e4m3, in its order, for others to be compared with and put right by.
-
-    A flip changes all that comes after it; with the first run's codes put in its place, the rest
-    can be compared as closely as floats are.
-    """
-
-    def __init__(self) -> None:
-        self.made: list[tuple[Tensor, Tensor]] = []
-        self.flips = self.compared = 0
-
-    def noted(self, x: Tensor, scale: Tensor | float) -> Tensor:
-        """`quantize`, remembered."""
-        codes = quantize(x, scale)
-        self.made.append((codes, x.double() / scale))
-        return codes
-
-    def compared_with(self, calls: Iterator[tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
-        def forced(x: Tensor, scale: Tensor) -> Tensor:
-            codes, unrounded = next(calls)
-            name = f"rounding {self.compared}"
-            self.flips += assert_same_codes(name, quantize(x, scale), codes, unrounded)
-            self.compared += 1
-            return codes
-
-        return forced
-
-
-def wide(x8: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """`dequantize` in float64, whatever is asked."""
-    return x8.double() * scale.double()
 
 
 def velocities(document, kept=(), example=0):
@@ -68,21 +34,19 @@ def velocities(document, kept=(), example=0):
     given = toys.example(example)
     moment = moments_of(model, given, toys.SAMPLING)[1]
     velocity = velocity_of(model, given, 1.0)
-    plain, forced = velocity(moment), Forced()
-    with document.simulation(model).running(document.quantized), pytest.MonkeyPatch.context() as on:
-        on.setattr(simulate, "quantize", forced.noted)
-        on.setattr(simulate, "PLAIN", PLAIN._replace(quantize=forced.noted))
+    plain, roundings = velocity(moment), Roundings()
+    with document.simulation(model).running(document.quantized), roundings.noted():
         simulated = velocity(moment)
     found = []
-    for each, dequantize in ((model, PLAIN.dequantize), (in_float64(model), wide)):
-        calls = iter(forced.made)
-        own, qdq = each.ops, Qdq(forced.compared_with(calls), dequantize)
-        with carried(each, document, qdq, REFERENCE) as ops:
+    for each, qdq in ((model, PLAIN), (in_float64(model), WIDE)):
+        own = each.ops
+        with (
+            roundings.again() as put_right,
+            carried(each, document, put_right.wrapped(qdq), REFERENCE) as ops,
+        ):
             each.ops = ops
             found.append(velocity_of(each, given, 1.0)(moment))
         each.ops = own
-        assert next(calls, None) is None  # all that the simulation rounds
-    print(f"{forced.flips} flips in {forced.compared} roundings")
     assert torch.equal(velocity(moment), plain)  # it is as it was
     return plain, simulated, *found
 
