@@ -26,6 +26,7 @@ from lumosx_rt.backends.eager import EagerBackend  # noqa: E402
 from lumosx_rt.reference.config import LumosXConfig  # noqa: E402
 from lumosx_rt.reference.model import LumosX  # noqa: E402
 from lumosx_rt.running.runtime import relative_error  # noqa: E402
+from tests.budget import assert_within_budget, in_float64, widened  # noqa: E402
 from tests.reference.test_golden import INDEX, ModelCase  # noqa: E402
 
 SMALL = Size(
@@ -44,22 +45,22 @@ def model():
     return loud_model(SMALL.config)
 
 
-@pytest.fixture(scope="module")
-def exact(model):
-    """The reference in float64, with references and without."""
-    double = LumosX(SMALL.config, torch.float64).double().eval()
-    double.load_state_dict(model.state_dict())
+def velocities(model: LumosX) -> dict[bool, torch.Tensor]:
+    """With references and without."""
 
     def velocity(size: Size) -> torch.Tensor:
-        latents, inputs = size.given
-        structure = inputs.structure._replace(
-            **{n: getattr(inputs.structure, n).double() for n in ("rope_video", "rope_references")}
-        )
-        rest = (inputs.text.double(), inputs.references.double(), inputs.template, structure)
+        latents, x = size.given
+        given = (latents, torch.full((1,), 500), x.text, x.references, x.template, x.structure)
         with torch.no_grad():
-            return double(latents.double(), torch.full((1,), 500), *rest)
+            return model(*(widened(given) if model.dtype == torch.float64 else given))
 
     return {True: velocity(SMALL), False: velocity(SMALL.without_references)}
+
+
+@pytest.fixture(scope="module")
+def exact(model):
+    """The reference in float64."""
+    return velocities(in_float64(model))
 
 
 # -- what is compared ---------------------------------------------------------------------------
@@ -79,7 +80,7 @@ def test_the_released_formulation_gives_what_the_release_gave(name: str) -> None
 
 def test_the_released_formulation_is_the_reference_in_float64(model, exact) -> None:
     run = VARIANTS[BASELINE].run(SMALL, model, Path())
-    assert relative_error(run(), exact[True]) < 2e-6
+    assert_within_budget("velocity", run(), velocities(model)[True], exact[True])
 
 
 def test_the_released_formulation_of_another_layout_is_not(model, exact) -> None:
@@ -91,6 +92,7 @@ def test_the_released_formulation_of_another_layout_is_not(model, exact) -> None
 def test_plain_wan_is_the_reference_without_references(model, exact) -> None:
     variant = VARIANTS[WAN]
     run = variant.run(variant.of(SMALL), model, Path())
+    # diffusers forms the time's angles in float32, which is most of it
     assert relative_error(run(), exact[False]) < 1e-5
     assert relative_error(run(), exact[True]) > 1e-2
 
