@@ -24,7 +24,7 @@ ROUNDINGS = 32
 e4m3 may differ from one processor to another."""
 FLIPS = 1 / 500
 """Share of values that may flip. A boundary is near, by the number above, for about one in a
-thousand values spread over e4m3's range; flips are rarer still."""
+thousand values spread over e4m3's range; flips are rarer still. Two may flip among however few."""
 
 
 def relative(actual: Tensor, exact: Tensor) -> float:
@@ -96,7 +96,7 @@ def assert_same_codes(name: str, found: Tensor, expected: Tensor, unrounded: Ten
     assert found.dtype == expected.dtype == torch.float8_e4m3fn, name
     apart = (places(found) - places(expected)).abs()
     flips = apart > 0
-    count, allowed = int(flips.sum()), max(1, int(FLIPS * flips.numel()))
+    count, allowed = int(flips.sum()), max(2, int(FLIPS * flips.numel()))
     assert not count or int(apart.max()) == 1, f"{name}: {int(apart.max())} codes apart"
     assert count <= allowed, f"{name}: {count} of {flips.numel()} flipped, allowed {allowed}"
     boundary = (found.double() + expected.double()) / 2
