@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow lint bench bench-gpu
+.PHONY: install demo test test-processors test-slow lint bench bench-gpu
 
 install: $(INSTALLED)
 
@@ -27,6 +27,10 @@ test: install lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadscope --no-loadscope-reorder \
 		-m "not slow and not gpu and not hopper"
 
+# The numeric tests as other processors compute: torch's own loops, and oneDNN's, held to less
+test-processors: install
+	BIN=$(BIN) sh tests/helpers/processors.sh
+
 # Full size: minutes and gigabytes
 test-slow: install
 	$(BIN)/pytest -q -s -m slow
@@ -38,10 +42,10 @@ lint: install
 
 # Speed on this CPU, one thread; the README's tables follow
 bench: install
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed/side_by_side.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed/latency.py
-	$(BIN)/python benchmarks/tables.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed.side_by_side
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed.latency
+	$(BIN)/python -m benchmarks.tables
 
 # On a machine with a GPU; needs torch and triton, and nothing of this package installed
 bench-gpu:
-	$(PYTHON) benchmarks/gpu/run.py
+	$(PYTHON) -m benchmarks.gpu.run

@@ -1,8 +1,8 @@
 """The README's figures, from the recorded results: what stands between
 `<!-- results: NAME -->` and `<!-- end -->` is written by this command.
 
-    python benchmarks/tables.py            rewrites README.md
-    python benchmarks/tables.py --check    exit code 1 where it would
+    python -m benchmarks.tables            rewrites README.md
+    python -m benchmarks.tables --check    exit code 1 where it would
 
 A row whose code has changed since it was measured names the commit of that time.
 """
@@ -15,12 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from benchmarks.sources import has_changed
+from lumosx_rt.bench.speed.page import share
+from lumosx_rt.reference.files import write_atomically
 
-from benchmarks.sources import has_changed  # noqa: E402
-from lumosx_rt.bench.speed.page import share  # noqa: E402
-from lumosx_rt.reference.files import write_atomically  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 Record = dict[str, Any]
 REGION = re.compile(r"(<!-- results: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -43,7 +42,7 @@ def main() -> int:
         print("README.md agrees with the records")
         return 0
     if given.check:
-        print("README.md disagrees with the records: python benchmarks/tables.py", file=sys.stderr)
+        print("README.md disagrees with the records: python -m benchmarks.tables", file=sys.stderr)
         return 1
     write_atomically(readme, new)
     print("README.md rewritten")

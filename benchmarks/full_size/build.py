@@ -1,6 +1,6 @@
 """Build the full-size model (1.3b, random weights) and record time, peak memory, size and parity.
 
-python benchmarks/full_size/build.py -o benchmarks/results/full_size_build.json
+python -m benchmarks.full_size.build -o benchmarks/results/full_size_build.json
 """
 
 import argparse
@@ -11,9 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from benchmarks.records import keep  # noqa: E402
+from benchmarks.records import keep
 
 
 def full_size_build(folder: Path, preset: str = "1.3b") -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Build the full-size plan (1.3b, random weights, sm_89) and record what it takes and holds.
 
-    python benchmarks/full_size/plan.py -o benchmarks/results/full_size_plan.json
-    python benchmarks/full_size/plan.py --precision fp8 -o full_size_plan_fp8.json
+    python -m benchmarks.full_size.plan -o benchmarks/results/full_size_plan.json
+    python -m benchmarks.full_size.plan --precision fp8 -o full_size_plan_fp8.json
 
 In FP8, scales are observed on noise, and there is a plan for each bucket of references.
 """
@@ -14,9 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from benchmarks.records import keep  # noqa: E402
+from benchmarks.records import keep
 
 
 def full_size_plan(

@@ -1,6 +1,6 @@
 """Export the full-size model (1.3b, random weights, bf16) with opaque nodes; record what it takes.
 
-    python benchmarks/full_size/plugin.py -o benchmarks/results/full_size_plugin.json
+    python -m benchmarks.full_size.plugin -o benchmarks/results/full_size_plugin.json
 
 Time, peak memory and size of the file that the backend tensorrt is given; the onnx checker reads
 it by its path. No TensorRT is needed.
@@ -17,9 +17,7 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from benchmarks.records import keep  # noqa: E402
+from benchmarks.records import keep
 
 MOST_GIB = 20  # of memory
 
@@ -27,7 +25,15 @@ MOST_GIB = 20  # of memory
 def full_size_plugin(folder: Path, preset: str = "1.3b") -> dict[str, Any]:
     """Export into `folder` in a process of its own; returns what is worth recording."""
     graph = folder / "model.onnx"
-    command = [sys.executable, __file__, "--export", str(graph), "--preset", preset]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.full_size.plugin",
+        "--export",
+        str(graph),
+        "--preset",
+        preset,
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     peak = facts.pop("peak_memory_bytes") / 2**30

@@ -1,6 +1,6 @@
 """Every kernel that is claimed to work, compiled for every architecture; no GPU needed.
 
-    python benchmarks/gpu/compile_gate.py -o benchmarks/results/compile_gate.json
+    python -m benchmarks.gpu.compile_gate -o benchmarks/results/compile_gate.json
 
 One row for a kernel, its types and an architecture: registers and spilled bytes of a thread,
 shared memory, matrix instructions. A row fails that spills, does not fit into shared memory, or

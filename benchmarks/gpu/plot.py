@@ -1,6 +1,6 @@
 """Pictures of measured rows: docs/gpu-attention.png and docs/gpu-forward.png.
 
-    python benchmarks/gpu/plot.py [benchmarks/results/gpu/rows.jsonl] [--out docs]
+    python -m benchmarks.gpu.plot [benchmarks/results/gpu/rows.jsonl] [--out docs]
 
 Of the environment that was measured last. Needs matplotlib; rehearsed rows are refused.
 """
@@ -11,11 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+from lumosx_rt.reference.backbones.cost import CEILING_TFLOPS
+from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 
-from lumosx_rt.reference.backbones.cost import CEILING_TFLOPS  # noqa: E402
-from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 Row = dict[str, Any]
 

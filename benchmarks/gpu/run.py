@@ -1,8 +1,8 @@
 """Every figure of the GPU, measured in one place; runs from the repository root, uninstalled.
 
-    python benchmarks/gpu/run.py                          all stages
-    python benchmarks/gpu/run.py --stage a g b            some, in this order
-    python benchmarks/gpu/run.py --rehearse               on a CPU, tiny, kernels interpreted
+    python -m benchmarks.gpu.run                          all stages
+    python -m benchmarks.gpu.run --stage a g b            some, in this order
+    python -m benchmarks.gpu.run --rehearse               on a CPU, tiny, kernels interpreted
 
     a  every operation against float64          e  matrix products in e4m3
     b  self-attention                           f  the whole model, and where its time goes
@@ -21,7 +21,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 STAGES = "agbcdef"  # sweeps come early: what is measured later uses the winners
 ROW_LIMIT_S = {"f": 400.0}  # for one row, compilation included
 OTHER_ROW_LIMIT_S = 90.0
@@ -57,7 +56,7 @@ def _supervise(stages: list[str], out: Path, arguments: argparse.Namespace, sinc
     from benchmarks.gpu.supervise import supervise
 
     deadline = time.time() + 60 * arguments.minutes * len(stages)
-    command = [sys.executable, __file__, "--stage", *stages, "--out", str(out)]
+    command = [sys.executable, "-m", "benchmarks.gpu.run", "--stage", *stages, "--out", str(out)]
     command += ["--rehearse"] * arguments.rehearse + ["--worker", str(deadline), str(since)]
     limit = max(ROW_LIMIT_S.get(stage, OTHER_ROW_LIMIT_S) for stage in stages)
     return supervise(command, out, deadline, limit, arguments.rehearse)

@@ -63,7 +63,7 @@ for preset in tiny 1.3b; do
         # random weights of full size come without the encoders that verify needs
         [ $preset != tiny ] || run lumosx-rt verify "$engine"
         for layout in "${layouts[@]}"; do
-            run "$python" benchmarks/gpu/time_engine.py "$engine" --layout "$layout" -o "$engine.$layout.json"
+            run "$python" -m benchmarks.gpu.time_engine "$engine" --layout "$layout" -o "$engine.$layout.json"
         done
     done
 done

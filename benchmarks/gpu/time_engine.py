@@ -1,6 +1,6 @@
 """Time the forward passes of an engine: one step of a request, both guidance branches.
 
-    python benchmarks/gpu/time_engine.py engines/lumosx --layout 21x30x52+1+4 -o times.json
+    python -m benchmarks.gpu.time_engine engines/lumosx --layout 21x30x52+1+4 -o times.json
 
 The inputs are random; a step takes latents from the CPU and gives the velocity back to it, as
 sampling does.
@@ -8,17 +8,14 @@ sampling does.
 
 import argparse
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 import lumosx_rt as rt
-from benchmarks.records import keep  # noqa: E402
+from benchmarks.records import keep
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.sampling.inputs import random_inputs
 

@@ -1,6 +1,6 @@
 """Which mechanism of LumosX carries how much of the binding, in the drawn world.
 
-    python benchmarks/quality/ablation.py out/ablation -o benchmarks/results/ablation.json
+    python -m benchmarks.quality.ablation out/ablation -o benchmarks/results/ablation.json
 
 With the encoders of checkpoints/tiny a transformer learns single people; from there every variant
 is trained on the same stills of pairs for the same number of steps, and judged on the held-out

@@ -1,7 +1,7 @@
 """What FP8 does to identity and binding, simulated on a CPU: paired with fp32 on held-out scenes.
 
-    python benchmarks/quality/fp8.py out/fp8 --list ci
-    python benchmarks/quality/fp8.py out/fp8 -o benchmarks/results/fp8_quality.json
+    python -m benchmarks.quality.fp8 out/fp8 --list ci
+    python -m benchmarks.quality.fp8 out/fp8 -o benchmarks/results/fp8_quality.json
 
     fp32    the reference
     bf16    linears and attention in bfloat16, as released

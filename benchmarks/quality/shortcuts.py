@@ -1,7 +1,7 @@
 """What shortcuts over neighbouring steps save, and what they do to identity and binding.
 
-    python benchmarks/quality/shortcuts.py out/lossy --list ci
-    python benchmarks/quality/shortcuts.py out/lossy -o benchmarks/results/lossy.json
+    python -m benchmarks.quality.shortcuts out/lossy --list ci
+    python -m benchmarks.quality.shortcuts out/lossy -o benchmarks/results/lossy.json
 
 Every held-out scene is made by the exact engine and with each shortcut in turn, from the same
 noise, and judged. Time is of the denoising steps alone (the processor's, on one thread), its ratio
@@ -18,44 +18,43 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
-from PIL import Image  # noqa: E402
-
-from benchmarks.sources import stamp  # noqa: E402
-from lumosx_rt.artifact.certificate import standing  # noqa: E402
-from lumosx_rt.artifact.manifest import MANIFEST  # noqa: E402
-from lumosx_rt.backends.onnxruntime.step_cache import CachingBackend  # noqa: E402
-from lumosx_rt.bench.common.folder import append_line, whole_lines  # noqa: E402
-from lumosx_rt.bench.common.machine import machine  # noqa: E402
-from lumosx_rt.bench.common.makers import Sampling  # noqa: E402
-from lumosx_rt.bench.quality.suite import Result, identity_of, run_suite  # noqa: E402
-from lumosx_rt.bench.quality.table import compare, summarise  # noqa: E402
-from lumosx_rt.bench.run import LISTS  # noqa: E402
-from lumosx_rt.bench.speed.times import ratio  # noqa: E402
-from lumosx_rt.drawing.charts import frontier  # noqa: E402
-from lumosx_rt.drawing.typesetting import framed, stack  # noqa: E402
-from lumosx_rt.reference.errors import LumosXError  # noqa: E402
-from lumosx_rt.reference.files import (  # noqa: E402
+from benchmarks.sources import stamp
+from lumosx_rt.artifact.certificate import standing
+from lumosx_rt.artifact.manifest import MANIFEST
+from lumosx_rt.backends.onnxruntime.step_cache import CachingBackend
+from lumosx_rt.bench.common.folder import append_line, whole_lines
+from lumosx_rt.bench.common.machine import machine
+from lumosx_rt.bench.common.makers import Sampling
+from lumosx_rt.bench.quality.suite import Result, identity_of, run_suite
+from lumosx_rt.bench.quality.table import compare, summarise
+from lumosx_rt.bench.run import LISTS
+from lumosx_rt.bench.speed.times import ratio
+from lumosx_rt.drawing.charts import frontier
+from lumosx_rt.drawing.typesetting import framed, stack
+from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.files import (
     replacing,
-    sha256_of,  # noqa: E402
+    sha256_of,
     write_atomically,
 )
-from lumosx_rt.reference.metrics import relative_error  # noqa: E402
-from lumosx_rt.reference.sampling.denoise import denoise  # noqa: E402
-from lumosx_rt.reference.sampling.inputs import Backend  # noqa: E402
-from lumosx_rt.reference.sampling.request import Request  # noqa: E402
-from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy  # noqa: E402
-from lumosx_rt.reference.scenes.video_size import VideoSize  # noqa: E402
-from lumosx_rt.reference.world import draw  # noqa: E402
-from lumosx_rt.reference.world.scenes import scene_of  # noqa: E402
-from lumosx_rt.reference.world.story import Story  # noqa: E402
-from lumosx_rt.runtime.engine import Engine, load  # noqa: E402
+from lumosx_rt.reference.metrics import relative_error
+from lumosx_rt.reference.sampling.denoise import denoise
+from lumosx_rt.reference.sampling.inputs import Backend
+from lumosx_rt.reference.sampling.request import Request
+from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy
+from lumosx_rt.reference.scenes.video_size import VideoSize
+from lumosx_rt.reference.world import draw
+from lumosx_rt.reference.world.scenes import scene_of
+from lumosx_rt.reference.world.story import Story
+from lumosx_rt.runtime.engine import Engine, load
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parents[2]
 
 Row = dict[str, Any]
 ENGINE = Path("engines/tiny")

@@ -1,7 +1,7 @@
 """Two hundred kills at random moments: a command that is given again goes on and ends the same.
 
-    python benchmarks/robustness/kills.py -o benchmarks/results/kills.json
-    python benchmarks/robustness/kills.py --kills 10 --only train
+    python -m benchmarks.robustness.kills -o benchmarks/results/kills.json
+    python -m benchmarks.robustness.kills --kills 10 --only train
 
 build, train, calibrate and bench run in small in a process of their own, which is killed (SIGKILL,
 with all its children) after a random time up to a tenth more than it would take. Then the same
@@ -26,8 +26,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import lumosx_rt as rt
 from benchmarks.records import keep

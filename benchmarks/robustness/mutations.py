@@ -1,7 +1,7 @@
 """Ten thousand damaged files: each is read with one clear error, or its damage did not matter.
 
-    python benchmarks/robustness/mutations.py -o benchmarks/results/mutations.json
-    python benchmarks/robustness/mutations.py --count 50 --only image --first 17
+    python -m benchmarks.robustness.mutations -o benchmarks/results/mutations.json
+    python -m benchmarks.robustness.mutations --count 50 --only image --first 17
 
 Manifests, scenes, captions, pictures, checkpoints and calibrations are damaged at random: bytes
 flipped, cut, repeated, inserted; values of JSON replaced by hostile ones. A case is (kind, number),
@@ -26,9 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from benchmarks.records import keep  # noqa: E402
+from benchmarks.records import keep
 
 SECONDS = 20
 MEMORY_BYTES = 1 << 30

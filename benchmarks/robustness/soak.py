@@ -1,6 +1,6 @@
 """Does memory grow with requests? Many of them, of changing scenes, shapes and seeds.
 
-    python benchmarks/robustness/soak.py ENGINE -o benchmarks/results/soak.json
+    python -m benchmarks.robustness.soak ENGINE -o benchmarks/results/soak.json
 
 Resident memory is read after every ten requests, once garbage is collected and the heap trimmed;
 growth is that of a straight line through the second half, and of the last over the first ten.
@@ -11,7 +11,6 @@ import ctypes
 import gc
 import os
 import platform
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 import lumosx_rt as rt
-from benchmarks.records import keep  # noqa: E402
+from benchmarks.records import keep
 from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.runtime.engine import Engine
 from lumosx_rt.runtime.memory import resident_bytes

@@ -1,6 +1,6 @@
 """onnxruntime against the eager reference on a CPU, interleaved in one run, as ratios.
 
-    python benchmarks/speed/cpu_engine.py -o benchmarks/results/cpu_engine.json
+    python -m benchmarks.speed.cpu_engine -o benchmarks/results/cpu_engine.json
 
 One forward pass of both guidance branches of the `tiny` preset (random weights). Variants of the
 graph: opset 23 with the Attention operator where there is no mask (what `build` makes), opset 23
@@ -11,7 +11,6 @@ With --threads 1 times are the processor's, so that others on the machine cost n
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,22 +22,21 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+from benchmarks.sources import MODEL, stamp
+from lumosx_rt.artifact.source import random_transformer
+from lumosx_rt.backends.onnxruntime.run import OnnxRuntimeBackend
+from lumosx_rt.bench.common.machine import load_average, machine
+from lumosx_rt.export.onnx import graph
+from lumosx_rt.export.onnx.ops import rotate_operator
+from lumosx_rt.reference.backbones.config import PRESETS
+from lumosx_rt.reference.backbones.ops import Ops, cross_attention, qk_norm_rope, self_attention
+from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.metrics import relative_error
+from lumosx_rt.reference.sampling.eager import EagerBackend
+from lumosx_rt.reference.sampling.inputs import Backend, random_inputs
 
-from benchmarks.sources import MODEL, stamp  # noqa: E402
-from lumosx_rt.artifact.source import random_transformer  # noqa: E402
-from lumosx_rt.backends.onnxruntime.run import OnnxRuntimeBackend  # noqa: E402
-from lumosx_rt.bench.common.machine import load_average, machine  # noqa: E402
-from lumosx_rt.export.onnx import graph  # noqa: E402
-from lumosx_rt.export.onnx.ops import rotate_operator  # noqa: E402
-from lumosx_rt.reference.backbones.config import PRESETS  # noqa: E402
-from lumosx_rt.reference.backbones.ops import Ops, cross_attention, qk_norm_rope, self_attention  # noqa: E402
-from lumosx_rt.reference.errors import LumosXError  # noqa: E402
-from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout  # noqa: E402
-from lumosx_rt.reference.metrics import relative_error  # noqa: E402
-from lumosx_rt.reference.sampling.eager import EagerBackend  # noqa: E402
-from lumosx_rt.reference.sampling.inputs import Backend, random_inputs  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 LAYOUTS = (("5x8x18+0+-", 1), ("5x8x18+2+3.3", 1), ("5x8x18+2+3.3", 4), ("5x8x18+4+4.4.4", 1))
 BASELINE = "eager reference"

@@ -1,6 +1,6 @@
 """What would be saved by computing text keys, values and modulations once a request, not a step?
 
-    python benchmarks/speed/hoisting.py -o benchmarks/results/hoisting.json
+    python -m benchmarks.speed.hoisting -o benchmarks/results/hoisting.json
 
 Times of the reference on a CPU, interleaved: a whole step of both guidance branches, and in it the
 parts that do not depend on the latents: text embedding with every block's text keys and values
@@ -11,7 +11,6 @@ step). Their share bounds the gain.
 import argparse
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +18,7 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from benchmarks.records import keep  # noqa: E402
+from benchmarks.records import keep
 from lumosx_rt.artifact.source import random_transformer
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.wan import MAX_TIME

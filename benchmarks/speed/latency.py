@@ -1,6 +1,6 @@
 """The speed suite on the shipped tiny checkpoint: benchmarks/results/latency.json and .png.
 
-    python benchmarks/speed/latency.py [--quick]
+    python -m benchmarks.speed.latency [--quick]
 
 Builds and verifies its engine in out/latency where that was not done, then does what
 `lumosx-rt bench out/latency/engine --suite speed` does, on one thread in the processor's time, so
@@ -15,19 +15,18 @@ import shutil
 import sys
 from pathlib import Path
 
+import torch
+
+import lumosx_rt as rt
+from benchmarks.sources import MODEL, stamp
+from lumosx_rt.bench.common.machine import code_digest, machine
+from lumosx_rt.bench.speed.command import PAGE_FILE, bench_speed, not_verified, told
+from lumosx_rt.bench.speed.measure import QUICK, Extent
+from lumosx_rt.parity.verify import verify
+from lumosx_rt.reference.files import write_atomically
+from lumosx_rt.reference.scenes.builtin import builtin_scenes
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-import torch  # noqa: E402
-
-import lumosx_rt as rt  # noqa: E402
-from benchmarks.sources import MODEL, stamp  # noqa: E402
-from lumosx_rt.bench.common.machine import code_digest, machine  # noqa: E402
-from lumosx_rt.bench.speed.command import PAGE_FILE, bench_speed, not_verified, told  # noqa: E402
-from lumosx_rt.bench.speed.measure import QUICK, Extent  # noqa: E402
-from lumosx_rt.parity.verify import verify  # noqa: E402
-from lumosx_rt.reference.files import write_atomically  # noqa: E402
-from lumosx_rt.reference.scenes.builtin import builtin_scenes  # noqa: E402
 
 CHECKPOINT = ROOT / "checkpoints" / "tiny"
 RESULTS = ROOT / "benchmarks" / "results"

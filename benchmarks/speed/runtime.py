@@ -1,6 +1,6 @@
 """What the runtime's conveniences cost and gain on a CPU, and how far its memory plans are off.
 
-    python benchmarks/speed/runtime.py ENGINE [ENGINE ...] -o benchmarks/results/runtime.json
+    python -m benchmarks.speed.runtime ENGINE [ENGINE ...] -o benchmarks/results/runtime.json
 
 Times are of interleaved rounds on the first engine, given as medians with the range of the rounds'
 ratios: what a clock shows, and the processor's time, which other programs disturb less. Memory is
@@ -21,10 +21,8 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 import lumosx_rt as rt
-from benchmarks.records import keep  # noqa: E402
+from benchmarks.records import keep
 from lumosx_rt.artifact.source import source_of
 from lumosx_rt.reference.mechanisms.lumosx.layout import layout_of
 from lumosx_rt.reference.sampling.denoise import calls_of
@@ -91,7 +89,14 @@ def memory_rows(folders: list[Path]) -> list[dict[str, Any]]:
     rows = []
     for folder in folders:
         for index in range(len(CASES)):
-            command = [sys.executable, __file__, str(folder), "--case", str(index)]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.speed.runtime",
+                str(folder),
+                "--case",
+                str(index),
+            ]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 print(done.stderr.splitlines()[-1], file=sys.stderr)

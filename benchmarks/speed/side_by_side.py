@@ -1,7 +1,7 @@
 """The released formulation, the reference, and engines of it, in turns in one run on a CPU.
 
-    python benchmarks/speed/side_by_side.py                        all sizes
-    python benchmarks/speed/side_by_side.py --size tiny --only "as released, eager" onnxruntime
+    python -m benchmarks.speed.side_by_side                        all sizes
+    python -m benchmarks.speed.side_by_side --size tiny --only "as released, eager" onnxruntime
 
 One call of one stream, random weights. Every variant must first be as near to the reference in
 float32 as its precision's gate says; one that is not, or fails, is a row without a time. Ratios are
@@ -25,19 +25,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-CACHE = ROOT / "out" / "side-by-side"
-RESULTS = ROOT / "benchmarks" / "results" / "side_by_side.json"
+import torch
 
-import torch  # noqa: E402
-
-from benchmarks.sources import stamp, stamp_digest  # noqa: E402
-from benchmarks.speed import profiles  # noqa: E402
-from benchmarks.speed.picture import draw  # noqa: E402
-from benchmarks.speed.rounds import explained, in_turns, reason_of, timed_rows  # noqa: E402
-from benchmarks.speed.sizes import SIZES, Size  # noqa: E402
-from benchmarks.speed.variants import (  # noqa: E402
+from benchmarks.sources import stamp, stamp_digest
+from benchmarks.speed import profiles
+from benchmarks.speed.picture import draw
+from benchmarks.speed.rounds import explained, in_turns, reason_of, timed_rows
+from benchmarks.speed.sizes import SIZES, Size
+from benchmarks.speed.variants import (
     BASELINE,
     VARIANTS,
     WAN,
@@ -46,10 +41,14 @@ from benchmarks.speed.variants import (  # noqa: E402
     Variant,
     model_of,
 )  # fmt: skip
-from lumosx_rt.bench.common.machine import machine  # noqa: E402
-from lumosx_rt.bench.speed.page import aligned  # noqa: E402
-from lumosx_rt.reference.backbones.wan import LumosX  # noqa: E402
-from lumosx_rt.reference.files import replacing, write_atomically  # noqa: E402
+from lumosx_rt.bench.common.machine import machine
+from lumosx_rt.bench.speed.page import aligned
+from lumosx_rt.reference.backbones.wan import LumosX
+from lumosx_rt.reference.files import replacing, write_atomically
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / "out" / "side-by-side"
+RESULTS = ROOT / "benchmarks" / "results" / "side_by_side.json"
 
 Row = dict[str, Any]
 MAKING_S = 1800  # for one graph or package
@@ -170,7 +169,14 @@ def made_file(size: Size, variant: Variant) -> Path:
         partial_folder = folder.with_name(f".{key}.partial")
         shutil.rmtree(partial_folder, ignore_errors=True)
         partial_folder.mkdir(parents=True)
-        command = [sys.executable, __file__, "--make", size.name, variant.name]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.speed.side_by_side",
+            "--make",
+            size.name,
+            variant.name,
+        ]
         done = subprocess.run(
             [*command, str(partial_folder / file.name)],
             capture_output=True,

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+from benchmarks import tables
+from benchmarks.sources import has_changed, stamp
 
-from benchmarks import tables  # noqa: E402
-from benchmarks.sources import has_changed, stamp  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 FILES = ("code/model.py", "code/ops.py")
 
@@ -65,7 +64,7 @@ TEXT = "before\n<!-- results: side-by-side -->\nold figures\n<!-- end -->\nafter
 def test_the_readme_agrees_with_the_records() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     assert "<!-- results: " in text
-    assert tables.rewritten(text) == text, "python benchmarks/tables.py"
+    assert tables.rewritten(text) == text, "python -m benchmarks.tables"
 
 
 def test_a_region_is_replaced_and_nothing_else(root) -> None:

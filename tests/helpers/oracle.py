@@ -1,4 +1,5 @@
-"""LumosX a second time, from SPEC alone: one sequence, one token after the other, in float64.
+"""LumosX a second time, from SPEC alone: one sequence, one token after the other, in float64 (or
+in what its parameters and inputs are in).
 
 Slow and plain on purpose. Nothing is shared with the code under test but parameter names: dense
 masks, a bias for every token, the padded raster of quirk M2 really built and cropped.
@@ -137,7 +138,7 @@ def rotate(x: Tensor, places: list[tuple[int, int, int]]) -> Tensor:
     for token, place in zip(x, places, strict=True):
         angle = torch.tensor(angles(place, x.shape[-1]), dtype=torch.float64)
         number = torch.view_as_complex(token.unflatten(-1, (-1, 2)).contiguous())
-        turned.append(torch.view_as_real(number * torch.exp(1j * angle)).flatten(-2))
+        turned.append(torch.view_as_real(number * torch.exp(1j * angle)).flatten(-2).to(x.dtype))
     return torch.stack(turned)
 
 
@@ -146,7 +147,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, extra: Tensor | None = None) -> T
     logits [queries, heads, keys] and may be -inf. Returns [queries, heads, head_dim]."""
     logits = torch.einsum("qnd,knd->qnk", q, k) / math.sqrt(q.shape[-1])
     if extra is not None:
-        logits = logits + extra
+        logits = logits + extra.to(logits.dtype)
     weights = torch.exp(logits - logits.amax(-1, keepdim=True).detach())
     weights = weights / weights.sum(-1, keepdim=True)
     return torch.einsum("qnk,knd->qnd", weights, v)
@@ -228,7 +229,7 @@ def velocity(
 ) -> Tensor:
     """The network's output for one video and its references: [channels, T + N, rows, columns].
 
-    state: float64 parameters; norms whose weights are not there are switched off. latents:
+    state: parameters; norms whose weights are not there are switched off. latents:
     [channels, T, rows, columns]; text: [text positions, text_dim]; references: [N, channels, rows,
     columns]; omega: [N, text positions].
     """
@@ -249,7 +250,8 @@ def velocity(
     video = facts.video_frames * facts.height * facts.width
 
     width = state["time_embedding.0.weight"].shape[1]
-    e = linear(silu(linear(sinusoid(time, width), "time_embedding.0")), "time_embedding.2")
+    turns = sinusoid(time, width).to(x.dtype)
+    e = linear(silu(linear(turns, "time_embedding.0")), "time_embedding.2")
     e0 = linear(silu(e), "time_projection.1").reshape(6, -1)
     context = linear(gelu(linear(text, "text_embedding.0")), "text_embedding.2")
 

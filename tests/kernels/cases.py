@@ -1,8 +1,8 @@
-"""What tests of kernels share: layouts that are awkward for tiles, random inputs, the budget.
+"""What tests of kernels share: layouts that are awkward for tiles, and random inputs.
 
 The oracle is `reference.ops` in float64, which is itself held against a dense version of SPEC
 (tests/reference/backbones/test_ops.py). A kernel may err at most twice as much as plain torch in
-its type.
+its type (tests/helpers/budget.py).
 """
 
 import torch
@@ -27,24 +27,6 @@ HALF = [torch.bfloat16, torch.float16]
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator).to(dtype)
-
-
-def relative(actual: Tensor, exact: Tensor) -> float:
-    """|actual - exact| / |exact| in the 2-norm."""
-    assert actual.shape == exact.shape, (actual.shape, exact.shape)
-    if not actual.numel():
-        return 0.0
-    actual, exact = actual.detach(), exact.detach()
-    return float((actual.double() - exact).norm() / exact.norm())
-
-
-def assert_within_budget(name: str, actual: Tensor, plain: Tensor, exact: Tensor) -> None:
-    """At most twice plain torch's error; both are printed."""
-    assert actual.dtype == plain.dtype
-    assert actual.isfinite().all(), f"{name}: not finite"
-    found, allowed = relative(actual, exact), 2 * relative(plain, exact)
-    print(f"{name}: error {found:.2e}, allowed {allowed:.2e}")
-    assert found <= allowed, f"{name}: error {found:.2e}, allowed {allowed:.2e}"
 
 
 class Case:
@@ -79,8 +61,11 @@ class Case:
         self.k, self.v = (random(*text, seed=i, dtype=dtype) for i in (8, 9))
         self.bias = WordBias(random(streams, first.references, text_len, seed=10), 0.7)
 
+    def structure_in(self, dtype: torch.dtype) -> Structure:
+        return Structure(*(t.to(dtype) if t.is_floating_point() else t for t in self.structure))
+
     def exact_structure(self) -> Structure:
-        return Structure(*(t.double() if t.is_floating_point() else t for t in self.structure))
+        return self.structure_in(torch.float64)
 
 
 def double(qkv: QKV) -> QKV:

@@ -17,7 +17,7 @@ def gate(tmp_path: Path, *arguments: str, tiles: dict | None = None) -> tuple[in
     """The gate in a process without Triton's interpreter; its exit status and rows."""
     out = tmp_path / "gate.json"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "benchmarks/gpu/compile_gate.py", "-o", str(out), *arguments]
+    command = [sys.executable, "-m", "benchmarks.gpu.compile_gate", "-o", str(out), *arguments]
     if tiles is not None:
         (tmp_path / "tiles.json").write_text(json.dumps(tiles))
         patched = (

@@ -11,7 +11,8 @@ from lumosx_rt.reference.backbones.ops import REFERENCE
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.mechanisms.lumosx.structure import structure_of
-from tests.kernels.cases import random, relative
+from tests.helpers.budget import relative
+from tests.kernels.cases import random
 from tests.reference.test_golden import TOLERANCE, ModelCase, error
 
 E4M3, BF16 = torch.float8_e4m3fn, torch.bfloat16

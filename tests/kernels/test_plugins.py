@@ -13,7 +13,8 @@ import triton
 from lumosx_rt.kernels.plugins import launches
 from lumosx_rt.kernels.plugins.tensorrt import without_hidden_parameters
 from lumosx_rt.reference.backbones import ops
-from tests.kernels.cases import Case, assert_within_budget, double, random
+from tests.helpers.budget import assert_within_budget
+from tests.kernels.cases import Case, double, random
 
 ROOT = Path(__file__).parents[2]
 SM = 90

@@ -1,5 +1,7 @@
 """Norm and rotation against float64."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +9,8 @@ from torch import Tensor
 from lumosx_rt.kernels.qk_norm_rope import qk_norm_rope
 from lumosx_rt.reference.backbones import ops
 from lumosx_rt.reference.mechanisms.lumosx.structure import rope_table
-from tests.kernels.cases import HALF, assert_within_budget, random
+from tests.helpers.budget import assert_gradients_within_budget, assert_within_budget
+from tests.kernels.cases import HALF, random
 
 EPS = 1e-6
 PLACES = torch.tensor([(0, 0, 0), (3, 1, 2), (20, 29, 51), (22, 119, 207), (1, 0, 1)])
@@ -40,8 +43,9 @@ def test_qk_norm_rope(
 def test_one_table_serves_a_batch() -> None:
     x = random(3, 5, 48, seed=1)
     rope = tables(24, 1, torch.float32)
-    expected = ops.qk_norm_rope(x, None, rope, 2, EPS)
-    torch.testing.assert_close(qk_norm_rope(x, None, rope, 2, EPS), expected)
+    plain = ops.qk_norm_rope(x, None, rope, 2, EPS)
+    exact = ops.qk_norm_rope(x.double(), None, rope.double(), 2, EPS)
+    assert_within_budget("y", qk_norm_rope(x, None, rope, 2, EPS), plain, exact)
 
 
 def test_neither_norm_nor_rotation_is_a_view() -> None:
@@ -55,15 +59,14 @@ def test_no_tokens() -> None:
 
 
 def test_gradients_are_those_of_the_reference() -> None:
-    given = [random(2, 5, 48, seed=1), random(48, seed=2) + 1]
+    given = {"x": random(2, 5, 48, seed=1), "weight": random(48, seed=2) + 1}
     rope = tables(24, 1, torch.float32)
-    gradients = []
-    for run in (qk_norm_rope, ops.qk_norm_rope):
-        leaves = [x.clone().requires_grad_() for x in given]
-        run(*leaves, rope, 2, EPS).sin().sum().backward()
-        gradients.append([leaf.grad for leaf in leaves])
-    for actual, expected in zip(*gradients, strict=True):
-        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+    def loss(run, x: Tensor, weight: Tensor) -> Tensor:
+        return run(x, weight, rope.to(x.dtype), 2, EPS).sin().sum()
+
+    losses = (partial(loss, run) for run in (qk_norm_rope, ops.qk_norm_rope))
+    assert_gradients_within_budget(*losses, given)
 
 
 def test_what_it_does_not_take_is_said() -> None:

@@ -1,5 +1,7 @@
 """Self-attention against float64, on layouts whose frames end beside the tiles."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +14,8 @@ from lumosx_rt.kernels.relational_attention import (
 )
 from lumosx_rt.reference.backbones import ops
 from lumosx_rt.reference.backbones.ops import QKV
-from tests.kernels.cases import HALF, LAYOUTS, Case, assert_within_budget, double, relative
+from tests.helpers.budget import assert_gradients_within_budget, assert_within_budget, relative
+from tests.kernels.cases import HALF, LAYOUTS, Case, double
 
 
 def exact(case: Case) -> tuple[Tensor, Tensor]:
@@ -62,16 +65,21 @@ def test_the_last_block_needs_no_condition_queries() -> None:
     silent = QKV(None, case.condition.k, case.condition.v)
     video, condition = relational_attention(case.video, silent, case.structure)
     assert condition is None
-    torch.testing.assert_close(video.double(), exact(case)[0], atol=1e-5, rtol=1e-5)
+    plain = ops.self_attention(case.video, silent, case.structure, "")[0]
+    assert_within_budget("video", video, plain, exact(case)[0])
 
 
 def test_log_sums_join_attention_over_parts() -> None:
     case = Case("streams with their own groups")
     out, _, lse = relational_attention_lse(case.video, case.condition, case.structure)
     assert case.video.q is not None
-    keys = torch.cat([case.video.k, ops.over_seeds(case.condition.k, case.seeds)], 1).double()
-    logits = torch.einsum("bqhd,bkhd->bhqk", case.video.q.double(), keys) * case.head_dim**-0.5
-    torch.testing.assert_close(lse.double(), logits.logsumexp(-1), atol=1e-5, rtol=1e-5)
+    keys = torch.cat([case.video.k, ops.over_seeds(case.condition.k, case.seeds)], 1)
+
+    def log_sums(q: Tensor, k: Tensor) -> Tensor:
+        return (torch.einsum("bqhd,bkhd->bhqk", q, k) * case.head_dim**-0.5).logsumexp(-1)
+
+    exact = log_sums(case.video.q.double(), keys.double())
+    assert_within_budget("lse", lse, log_sums(case.video.q, keys), exact)
 
 
 # -- in e4m3 ---------------------------------------------------------------------------------------
@@ -172,15 +180,17 @@ def test_e4m3_without_references_and_without_condition_queries() -> None:
 
 
 def test_gradients_are_those_of_the_reference() -> None:
-    gradients = []
-    for run in (relational_attention, ops.self_attention):
-        case = Case("frames of one tile", heads=1, head_dim=10, seeds=1)
-        leaves = [x.requires_grad_() for x in (*case.video, *case.condition)]
-        out = run(case.video, case.condition, case.structure, "")
-        (out[0].sin().sum() + out[1].cos().sum()).backward()
-        gradients.append([leaf.grad for leaf in leaves])
-    for actual, expected in zip(*gradients, strict=True):
-        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    case = Case("frames of one tile", heads=1, head_dim=10, seeds=1)
+
+    def loss(run, *operands: Tensor) -> Tensor:
+        structure = case.structure_in(operands[0].dtype)
+        video, condition = run(QKV(*operands[:3]), QKV(*operands[3:]), structure, "")
+        return video.sin().sum() + condition.cos().sum()
+
+    names = [f"{part}.{role}" for part in ("video", "condition") for role in "qkv"]
+    given = dict(zip(names, (*case.video, *case.condition), strict=True))
+    losses = (partial(loss, run) for run in (relational_attention, ops.self_attention))
+    assert_gradients_within_budget(*losses, given)
 
 
 def test_what_it_does_not_take_is_said() -> None:

@@ -1,12 +1,16 @@
 """Cross-attention and the bias table against float64."""
 
+from functools import partial
+
 import pytest
 import torch
+from torch import Tensor
 
 from lumosx_rt.kernels.relational_cross_attention import bias_table, relational_cross_attention
 from lumosx_rt.reference.backbones import ops
 from lumosx_rt.reference.backbones.ops import WordBias
-from tests.kernels.cases import HALF, LAYOUTS, Case, assert_within_budget, relative
+from tests.helpers.budget import assert_gradients_within_budget, assert_within_budget, relative
+from tests.kernels.cases import HALF, LAYOUTS, Case
 
 BIASED = [name for name in LAYOUTS if name != "no references"]
 
@@ -64,9 +68,10 @@ def test_without_bias_and_with_an_empty_template() -> None:
     plain = run(relational_cross_attention, case, None)
     empty = run(relational_cross_attention, case, nothing)
     expected = run(ops.cross_attention, case, None)
-    for a, b, c in zip(plain, empty, expected, strict=True):
-        torch.testing.assert_close(a, c)
-        torch.testing.assert_close(b, c)
+    exact = run(ops.cross_attention, case, None, double=True)
+    for found in (plain, empty):
+        for part, *each in zip(("video", "condition"), found, expected, exact, strict=True):
+            assert_within_budget(part, *each)
     biased = run(relational_cross_attention, case, case.bias)
     assert torch.equal(biased[0], plain[0])
     assert relative(biased[1], plain[1].double()) > 1e-2  # control: the bias does something
@@ -83,18 +88,18 @@ def test_without_condition_queries() -> None:
 
 def test_gradients_are_those_of_the_reference() -> None:
     """The bias is part of it: gradients flow through the pooled queries too."""
-    gradients = []
-    for op in (relational_cross_attention, ops.cross_attention):
-        case = Case("wide frames", heads=1, head_dim=10, seeds=1)
-        leaves = [
-            x.requires_grad_()
-            for x in (case.video.q, case.condition.q, case.k, case.v, case.bias.template)
-        ]
-        out = run(op, case, case.bias)
-        (out[0].sin().sum() + out[1].cos().sum()).backward()
-        gradients.append([leaf.grad for leaf in leaves])
-    for actual, expected in zip(*gradients, strict=True):
-        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    case = Case("wide frames", heads=1, head_dim=10, seeds=1)
+
+    def loss(op, *operands: Tensor) -> Tensor:
+        *x, template = operands
+        bias = WordBias(template, case.bias.ratio)
+        video, condition = op(*x, bias, case.structure_in(template.dtype), "")
+        return video.sin().sum() + condition.cos().sum()
+
+    operands = (case.video.q, case.condition.q, case.k, case.v, case.bias.template)
+    names = ("video.q", "condition.q", "k", "v", "template")
+    losses = (partial(loss, op) for op in (relational_cross_attention, ops.cross_attention))
+    assert_gradients_within_budget(*losses, dict(zip(names, operands, strict=True)))
 
 
 def test_what_it_does_not_take_is_said() -> None:

@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 rehearsal = pytest.mark.slow  # every kernel of every stage in Triton's interpreter
-SUITE = ROOT / "benchmarks" / "gpu" / "run.py"
+SUITE = "benchmarks.gpu.run"
 BLOCKER = """
 import sys
 
@@ -78,7 +78,7 @@ def bare(tmp_path_factory):
 
 
 def suite(environment, *words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SUITE), *map(str, words)]
+    command = [sys.executable, "-m", SUITE, *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
@@ -184,7 +184,7 @@ for stage, cases in worker.STAGES.items():
 
 @rehearsal
 def test_pictures_of_a_rehearsal_are_refused(bare, rehearsed, tmp_path) -> None:
-    plot = [sys.executable, ROOT / "benchmarks" / "gpu" / "plot.py", rehearsed[0] / "rows.jsonl"]
+    plot = [sys.executable, "-m", "benchmarks.gpu.plot", rehearsed[0] / "rows.jsonl"]
     done = subprocess.run([*plot, "--out", tmp_path], capture_output=True, text=True, env=bare)
     assert done.returncode == 1 and "rehearsed" in done.stderr
     assert not list(tmp_path.iterdir())

@@ -1,16 +1,11 @@
 """The verdict of benchmarks/quality/fp8.py, and what it measures latents by."""
 
-import importlib.util
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-FILE = Path(__file__).parents[3] / "benchmarks" / "quality" / "fp8.py"
-SPEC = importlib.util.spec_from_file_location("fp8_quality", FILE)
-fp8_quality = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(fp8_quality)
+from benchmarks.quality import fp8 as fp8_quality
 
 
 def difference(**changes):

@@ -1,18 +1,12 @@
 """benchmarks/robustness/soak.py, briefly: an engine does not grow, and one that does is seen."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import lumosx_rt as rt
-
-FILE = Path(__file__).parents[3] / "benchmarks" / "robustness" / "soak.py"
-SPEC = importlib.util.spec_from_file_location("soak", FILE)
-soak = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(soak)
+from benchmarks.robustness import soak
 
 MOST_MIB = 4.0
 

@@ -3,7 +3,6 @@ done twice, and figures are what the times say."""
 
 import json
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,20 +11,42 @@ import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[3]
-sys.path.insert(0, str(ROOT))
+from benchmarks.gpu.as_released import AsReleased
+from benchmarks.speed import (
+    profiles,
+    side_by_side,
+)
+from benchmarks.speed.picture import draw
+from benchmarks.speed.rounds import (
+    explained,
+    in_turns,
+    timed_rows,
+)
+from benchmarks.speed.sizes import (
+    SIZES,
+    Size,
+    loud_model,
+)
+from benchmarks.speed.variants import (
+    BASELINE,
+    VARIANTS,
+    WAN,
+    Judge,
+    Variant,
+    bound,
+)
+from lumosx_rt.reference.backbones.config import LumosXConfig
+from lumosx_rt.reference.backbones.wan import LumosX
+from lumosx_rt.reference.metrics import relative_error
+from lumosx_rt.reference.sampling.eager import EagerBackend
+from tests.helpers.budget import (
+    assert_within_budget,
+    in_float64,
+    widened,
+)
+from tests.reference.test_golden import INDEX, ModelCase
 
-from benchmarks.gpu.as_released import AsReleased  # noqa: E402
-from benchmarks.speed import profiles, side_by_side  # noqa: E402
-from benchmarks.speed.picture import draw  # noqa: E402
-from benchmarks.speed.rounds import explained, in_turns, timed_rows  # noqa: E402
-from benchmarks.speed.sizes import SIZES, Size, loud_model  # noqa: E402
-from benchmarks.speed.variants import BASELINE, VARIANTS, WAN, Judge, Variant, bound  # noqa: E402
-from lumosx_rt.reference.backbones.config import LumosXConfig  # noqa: E402
-from lumosx_rt.reference.backbones.wan import LumosX  # noqa: E402
-from lumosx_rt.reference.metrics import relative_error  # noqa: E402
-from lumosx_rt.reference.sampling.eager import EagerBackend  # noqa: E402
-from tests.reference.test_golden import INDEX, ModelCase  # noqa: E402
+ROOT = Path(__file__).parents[3]
 
 SMALL = Size(
     "small",
@@ -43,20 +64,22 @@ def model():
     return loud_model(SMALL.config)
 
 
-@pytest.fixture(scope="module")
-def exact(model):
-    """The reference in float64, with references and without."""
-    double = LumosX(SMALL.config, torch.float64).double().eval()
-    double.load_state_dict(model.state_dict())
+def velocities(model: LumosX) -> dict[bool, torch.Tensor]:
+    """With references and without."""
 
     def velocity(size: Size) -> torch.Tensor:
         latents, inputs = size.given
-        names = ("rope_video", "rope_references", "text", "references")
-        rest = inputs.changed(**{n: inputs.tensors[n].double() for n in names}).arguments()
+        given = (latents, torch.full((1,), 500), *inputs.arguments())
         with torch.no_grad():
-            return double(latents.double(), torch.full((1,), 500), *rest)
+            return model(*(widened(given) if model.dtype == torch.float64 else given))
 
     return {True: velocity(SMALL), False: velocity(SMALL.without_references)}
+
+
+@pytest.fixture(scope="module")
+def exact(model):
+    """The reference in float64."""
+    return velocities(in_float64(model))
 
 
 # -- what is compared ---------------------------------------------------------------------------
@@ -76,7 +99,7 @@ def test_the_released_formulation_gives_what_the_release_gave(name: str) -> None
 
 def test_the_released_formulation_is_the_reference_in_float64(model, exact) -> None:
     run = VARIANTS[BASELINE].run(SMALL, model, Path())
-    assert relative_error(run(), exact[True]) < 2e-6
+    assert_within_budget("velocity", run(), velocities(model)[True], exact[True])
 
 
 def test_the_released_formulation_of_another_layout_is_not(model, exact) -> None:
@@ -88,6 +111,7 @@ def test_the_released_formulation_of_another_layout_is_not(model, exact) -> None
 def test_plain_wan_is_the_reference_without_references(model, exact) -> None:
     variant = VARIANTS[WAN]
     run = variant.run(variant.of(SMALL), model, Path())
+    # diffusers forms the time's angles in float32, which is most of it
     assert relative_error(run(), exact[False]) < 1e-5
     assert relative_error(run(), exact[True]) > 1e-2
 

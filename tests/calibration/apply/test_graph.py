@@ -15,15 +15,17 @@ from lumosx_rt.calibration.sites import is_attention, sites_of
 from lumosx_rt.kernels.qdq import PLAIN
 from lumosx_rt.reference.backbones.ops import REFERENCE
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.metrics import relative_error
 from tests.calibration import toys
 from tests.calibration.parity import e4m3
+from tests.calibration.roundings import WIDE, Roundings
+from tests.helpers.budget import assert_within_budget, in_float64, relative
 
 SITES = list(sites_of(toys.CONFIG))
 
 
 def velocities(document, kept=(), example=0):
-    """What a toy model gives exactly, simulated, and carried; `kept` sites stay as they are."""
+    """What a toy model gives without quantization; simulated; carried with the simulation's codes;
+    and that in float64. `kept` sites stay as they are."""
     sites = {
         name: replace(site, kept="test" if name in kept else None)
         for name, site in document.sites.items()
@@ -32,34 +34,40 @@ def velocities(document, kept=(), example=0):
     given = toys.example(example)
     moment = moments_of(model, given, toys.SAMPLING)[1]
     velocity = velocity_of(model, given, 1.0)
-    exact = velocity(moment)
-    with document.simulation(model).running(document.quantized):
+    plain, roundings = velocity(moment), Roundings()
+    with document.simulation(model).running(document.quantized), roundings.noted():
         simulated = velocity(moment)
-    own = model.ops
-    with carried(model, document, PLAIN, REFERENCE) as ops:
-        model.ops = ops
-        spelled = velocity(moment)
-    model.ops = own
-    assert torch.equal(velocity(moment), exact)  # it is as it was
-    return exact, simulated, spelled
+    found = []
+    for each, qdq in ((model, PLAIN), (in_float64(model), WIDE)):
+        own = each.ops
+        with (
+            roundings.again() as put_right,
+            carried(each, document, put_right.wrapped(qdq), REFERENCE) as ops,
+        ):
+            each.ops = ops
+            found.append(velocity_of(each, given, 1.0)(moment))
+        each.ops = own
+    assert torch.equal(velocity(moment), plain)  # it is as it was
+    return plain, simulated, *found
 
 
 @pytest.mark.parametrize("example", range(3))
 @pytest.mark.parametrize("scheme", [Scheme(), Scheme("tensor"), Scheme(smooth_keys=False)], ids=str)
 def test_it_is_the_simulation(scheme, example):
-    exact, simulated, spelled = velocities(toys.calibration(scheme), example=example)
-    assert relative_error(spelled, simulated) < 1e-6 < 1e-2 < relative_error(spelled, exact)
+    plain, simulated, spelled, exact = velocities(toys.calibration(scheme), example=example)
+    assert_within_budget("velocity", spelled, simulated, exact)
+    assert relative(spelled, plain.double()) > 1e-2
 
 
 @pytest.mark.parametrize("part", ["self_attn.q", "ffn.2", "self", "cross"])
 def test_what_stays_in_high_precision_does(part):
     kept = [site for site in SITES if site.endswith(f".{part}")]
-    _, simulated, spelled = velocities(toys.calibration(), kept)
-    assert relative_error(spelled, simulated) < 1e-6
-    _, everything, _ = velocities(toys.calibration())
-    assert relative_error(spelled, everything) > 1e-3
-    exact, _, none = velocities(toys.calibration(), SITES)
-    assert torch.equal(exact, none)
+    _, simulated, spelled, exact = velocities(toys.calibration(), kept)
+    assert_within_budget("velocity", spelled, simulated, exact)
+    _, everything, _, _ = velocities(toys.calibration())
+    assert relative(spelled, everything.double()) > 1e-3
+    plain, _, none, _ = velocities(toys.calibration(), SITES)
+    assert torch.equal(plain, none)
 
 
 @pytest.mark.parametrize("weights", ["channel", "tensor"])
@@ -70,11 +78,13 @@ def test_a_linear_is_what_float64_says(weights):
     weight = linear.weight.numpy()
     scale = np.abs(weight).max(axis=axis, keepdims=True) * np.float32(1 / 448)
     wide = e4m3(weight / scale) * scale.astype(np.float64)
-    wanted = (e4m3(x.numpy() / np.float32(0.01)) * np.float32(0.01)) @ wide.T
+    x8 = e4m3(x.numpy() / np.float32(0.01)) * np.float32(0.01)
+    wanted = x8 @ wide.T
+    exact = torch.from_numpy(wanted + linear.bias.numpy())
+    plain = nn.functional.linear(torch.from_numpy(x8).float(), torch.from_numpy(wide).float())
     out = CarriedLinear(linear, 0.01, weights, PLAIN)(x)
-    assert relative_error(out, torch.from_numpy(wanted + linear.bias.numpy())) < 1e-6
-    other = CarriedLinear(linear, 0.011, weights, PLAIN)(x)
-    assert relative_error(other, torch.from_numpy(wanted + linear.bias.numpy())) > 1e-3
+    assert_within_budget("y", out, plain + linear.bias, exact)
+    assert relative(CarriedLinear(linear, 0.011, weights, PLAIN)(x), exact) > 1e-3
 
 
 def test_weights_lie_in_a_byte_each_and_scales_have_their_sites_names():

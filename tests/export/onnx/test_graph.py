@@ -17,6 +17,7 @@ from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.sampling.inputs import AXES, INPUTS, OUTPUT
+from tests.helpers.budget import assert_within_budget, in_float64, widened
 from tests.helpers.inputs import feed_of, model_inputs
 
 MICRO = LumosXConfig(dim=48, num_heads=2, ffn_dim=64, num_layers=2, text_dim=16, text_len=12)
@@ -109,15 +110,24 @@ def relative(actual: Tensor, expected: Tensor) -> float:
     return float((actual - expected).norm() / expected.norm())
 
 
+def assert_is_the_reference(found: Tensor, model: LumosX, inputs: tuple[Any, ...]) -> Tensor:
+    """At most four times the reference's own error in float32; returns the exact answer.
+
+    Not twice: exp and tanh of onnxruntime are its own, and a graph's error came to 2.3 times.
+    """
+    exact = reference(in_float64(model), widened(inputs))
+    assert_within_budget("velocity", found, reference(model, inputs), exact, times=4)
+    return exact
+
+
 # -- the same numbers ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_graph_for_every_layout(exported: Exported, case: str) -> None:
     inputs = inputs_of(*CASES[case])
-    expected = reference(exported.model, inputs)
-    assert relative(exported.run(inputs), expected) < 1e-5
-    assert expected.std() > 0.1
+    exact = assert_is_the_reference(exported.run(inputs), exported.model, inputs)
+    assert exact.std() > 0.1
 
 
 def test_another_group_is_another_answer(exported: Exported) -> None:
@@ -130,7 +140,7 @@ def test_another_group_is_another_answer(exported: Exported) -> None:
     swapped = (*rest, structure._replace(group_index=index, group_inverse=inverse))
     right, wrong = exported.run((*rest, structure)), exported.run(swapped)
     assert relative(wrong, right) > 1e-3
-    assert relative(wrong, reference(exported.model, swapped)) < 1e-5
+    assert_is_the_reference(wrong, exported.model, swapped)
     only_index = (*rest, structure._replace(group_index=index))
     assert relative(exported.run(only_index), right) > 1e-3
 
@@ -144,7 +154,7 @@ def test_every_input_is_read(exported: Exported, name: str) -> None:
     moved = (*(feed[key] for key in INPUTS[:5]), type(inputs[-1])(*(feed[k] for k in INPUTS[5:])))
     out = exported.run(moved)
     assert relative(out, exported.run(inputs)) > 1e-4
-    assert relative(out, reference(exported.model, moved)) < 1e-5
+    assert_is_the_reference(out, exported.model, moved)
 
 
 # -- the file --------------------------------------------------------------------------------------

@@ -13,7 +13,15 @@ from onnx.reference import ReferenceEvaluator
 from lumosx_rt.export.onnx.opaque_nodes import DOMAIN, export_plugin_onnx
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.sampling.inputs import OUTPUT
-from tests.export.onnx.test_graph import CASES, MICRO, inputs_of, random_model, reference, relative
+from tests.export.onnx.test_graph import (
+    CASES,
+    MICRO,
+    assert_is_the_reference,
+    inputs_of,
+    random_model,
+    reference,
+    relative,
+)
 from tests.helpers.inputs import feed_of
 from tests.kernels.driven import arguments
 from tests.kernels.plugged import scene
@@ -71,7 +79,7 @@ def test_one_graph_for_every_layout(model: LumosX, path: Path, case: str) -> Non
     inputs = inputs_of(*CASES[case])
     feed = {name: tensor.numpy() for name, tensor in feed_of(inputs).items()}
     found = torch.from_numpy(session(path).run([OUTPUT], feed)[0])
-    assert relative(found, reference(model, inputs)) < 1e-5
+    assert_is_the_reference(found, model, inputs)
 
 
 def test_a_wrong_body_is_noticed(model: LumosX, path: Path, tmp_path: Path) -> None:
@@ -104,7 +112,7 @@ def test_onnx_own_evaluator_and_inliner_agree(model: LumosX, path: Path) -> None
     assert not inlined.functions and all(n.domain != DOMAIN for n in inlined.graph.node)
     for one in (proto, inlined):
         (found,) = ReferenceEvaluator(one).run([OUTPUT], feed)
-        assert relative(torch.from_numpy(found), reference(model, inputs)) < 1e-5
+        assert_is_the_reference(torch.from_numpy(found), model, inputs)
 
 
 @pytest.mark.slow
