@@ -116,7 +116,7 @@ def api_page() -> str:
     for name in lumosx_rt.__all__:
         value = getattr(lumosx_rt, name)
         place = f"{_file_module(value.__module__)}.{value.__qualname__}"
-        parts.append(f"## {name} {{#{name}}}\n\n::: {place}\n")
+        parts.append(f"[](){{#{name}}}\n\n::: {place}\n")
     return "\n".join(parts)
 
 
