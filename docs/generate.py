@@ -1,7 +1,7 @@
 """Write docs/cli.md and docs/api.md from the program itself.
 
-    python docs/generate.py            rewrite both
-    python docs/generate.py --check    exit with 1 if one of them differs
+python docs/generate.py            rewrite both
+python docs/generate.py --check    exit with 1 if one of them differs
 """
 
 import argparse
