@@ -51,7 +51,7 @@ def main() -> int:
 
 def program() -> Any:
     """The whole command line as a click group; its `commands` are by name."""
-    from lumosx_rt.cli import app
+    from lumosx_rt.cli.main import app
 
     return typer.main.get_command(app)
 

@@ -16,7 +16,7 @@ import typer
 from typer.testing import CliRunner
 
 import lumosx_rt as rt
-from lumosx_rt.cli import app
+from lumosx_rt.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("reference", "kernels", "export", "calibration", "lumosx_rt", "benchmarks", "samples")
