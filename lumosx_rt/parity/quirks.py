@@ -1,4 +1,4 @@
-"""The quirks of SPEC that released weights depend on, undone one at a time on an engine.
+"""The quirks of docs/spec.md that released weights depend on, undone one at a time on an engine.
 
     effect      |engine with the quirk undone - engine| / |engine|, one guided pass
     allowed     how far the engine may be from the reference in such a pass
@@ -31,7 +31,7 @@ class Quirk:
 
     name: str
     spec: str
-    """Section of SPEC."""
+    """The section of docs/spec.md."""
     undone: Undone
 
 

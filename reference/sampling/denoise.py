@@ -100,8 +100,8 @@ def guided_velocity(
 def calls_of(requests: Sequence[Request], head_dim: int, sequential: bool = False) -> list[Inputs]:
     """What the backend is bound to: a stream for each branch of each request, prompts first.
 
-    The null branch keeps the references and the word template (SPEC 7). sequential: a call for
-    each branch.
+    The null branch keeps the references and the word template (docs/spec.md#guidance). sequential:
+    a call for each branch.
     """
     layouts, seeds = [request.layout for request in requests], len(requests[0].seeds)
     prompts = [request.binding for request in requests]

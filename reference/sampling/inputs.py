@@ -50,7 +50,7 @@ class Backend(Protocol):
 def guided_inputs(layout: SceneLayout, binding: Binding, seeds: int, head_dim: int) -> Inputs:
     """Both guidance branches of one request as two streams: the prompt's, then the null one.
 
-    The null branch keeps the references and the word template (SPEC 7).
+    The null branch keeps the references and the word template (docs/spec.md#guidance).
     """
     channels, rows, columns = binding.references.shape[1:]
 

@@ -1,6 +1,7 @@
 """The scene a person writes: a caption, and pictures of the people and things in it.
 
-The same scene is a Python object, a prompt folder as the released scripts read it (SPEC 6), or a
+The same scene is a Python object, a prompt folder as the released scripts read it
+(docs/spec.md#prompt-folders), or a
 scene.toml. It knows words and pictures only; token ids and latents come later. What is wrong with a
 scene is said in one go, before anything slow starts.
 """
@@ -94,7 +95,8 @@ class Scene:
         )
 
     def fitted(self, height: int, width: int) -> NDArray[np.uint8]:
-        """Its pictures as the model is shown them: uint8 [references, height, width, 3] (SPEC 6).
+        """Its pictures as the model is shown them: uint8 [references, height, width, 3]
+        (docs/spec.md#picture-preparation).
 
         height and width in pixels. Raises LumosXError for a picture that cannot be read.
         """
@@ -181,7 +183,7 @@ class Scene:
         return problems
 
     def _shared_words(self) -> list[str]:
-        """Warnings for words that fall on more than one subject (SPEC 4.3, word weights)."""
+        """Warnings for words that fall on more than one subject (docs/spec.md#word-weights)."""
         groups = [{clean_text(r.word) for r in g.references} - {""} for g in self.subjects]
         if len(groups) < 2:
             return []
@@ -213,7 +215,7 @@ class Scene:
         alpha: Alpha = "composite",
         exif: bool = True,
     ) -> "Scene":
-        """Reads a prompt folder (SPEC 6).
+        """Reads a prompt folder (docs/spec.md#prompt-folders).
 
         order: "stable" (by name, numbers in natural order, the face first; hidden files ignored),
         "listing" (as the file system lists them, as released; of equal words in one part the later
