@@ -65,8 +65,8 @@ def headline(binding: Record, ceiling: Record, full: Record, side: Record, root:
     ]
     return "\n".join(
         [
-            f"- **{rate['value']:.3f}** of all attributes are on their owner in {binding['scenes']} "
-            f"held-out scenes; the VAE alone allows {top['value']:.3f}.",
+            f"- **{rate['value']:.3f}** of all attributes are on their owner in "
+            f"{binding['scenes']} held-out scenes; the VAE alone allows {top['value']:.3f}.",
             f"- **{error:.1e}** is the error of one full-size forward pass against the reference "
             f"in float32 (gate {gate:.0e}).",
             f"- **{ratios[0]:.2f} and {ratios[1]:.2f} times** as fast as the released formulation "

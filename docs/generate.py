@@ -20,14 +20,15 @@ KINDS = {int: " INTEGER", float: " NUMBER", Path: " PATH", str: " TEXT"}
 API_INTRODUCTION = """\
 # Python API
 
-`import lumosx_rt as rt` gives exactly these names. They are imported when they are first used, so the import itself is instant.
-This page is written by `python docs/generate.py`.
+`import lumosx_rt as rt` gives exactly these names. They are imported when they are first used, so
+the import itself is instant. This page is written by `python docs/generate.py`.
 """
 CLI_INTRODUCTION = """\
 # Command line
 
-Results go to stdout (`--json` prints them for programs), progress and warnings to stderr. Exit codes: 0 success, 1 a refusal or a
-failed check, 2 a usage error, 130 interrupted. This page is written by `python docs/generate.py`.
+Results go to stdout (`--json` prints them for programs), progress and warnings to stderr. Exit
+codes: 0 success, 1 a refusal or a failed check, 2 a usage error, 130 interrupted.
+`lumosx-rt --version` prints the version. This page is written by `python docs/generate.py`.
 """
 
 

@@ -12,7 +12,7 @@ import lumosx_rt as rt
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-CITED = re.compile(r"docs/([\w/-]+\.md)#([\w.-]+)")
+CITED = re.compile(r"docs/([\w/-]+\.md) ?((?:(?:,|\s|and|to)*#[\w.-]+)+)")
 PLACES = ("reference", "kernels", "export", "calibration", "lumosx_rt", "benchmarks", "tests")
 
 
@@ -72,12 +72,12 @@ def test_citations_in_the_code_exist() -> None:
     count = 0
     for folder in PLACES:
         for file in (ROOT / folder).rglob("*.py"):
-            for page, anchor in CITED.findall(file.read_text("utf-8")):
-                count += 1
-                if anchor != "anchor":
+            for page, cited in CITED.findall(file.read_text("utf-8")):
+                for anchor in re.findall(r"#([\w.-]+)", cited):
+                    count += 1
                     known = anchors(ROOT / "docs" / page)
-                    assert anchor in known, f"{file}: docs/{page}#{anchor}"
-    assert count
+                    assert anchor == "anchor" or anchor.rstrip(".") in known, f"{file}: #{anchor}"
+    assert count > 90
 
 
 def test_the_readme_keeps_its_limits() -> None:
@@ -119,7 +119,9 @@ def test_every_command_and_option_is_on_the_command_line_page(generate) -> None:
 
 
 def test_no_section_is_cited_by_number() -> None:
+    # a hash of story.py's text says which results of the drawn world can be compared
+    kept = ROOT / "reference" / "world" / "story.py"
     for folder in PLACES:
-        for file in (ROOT / folder).rglob("*.py"):
+        for file in {*(ROOT / folder).rglob("*.py")} - {kept}:
             found = re.search(r"\bSPEC \d", file.read_text("utf-8"))
             assert found is None, f"{file}: cite docs/spec.md#anchor"
