@@ -10,9 +10,12 @@ import pytest
 import lumosx_rt as rt
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+FLOORS = (ROOT / "kernels" / "README.md", ROOT / "calibration" / "README.md")
+PAGES = sorted([*ROOT.glob("*.md"), *FLOORS, *(ROOT / "docs").rglob("*.md")])
+UNTRACKED = ("checkpoints/lumosx", "checkpoints/wan2.1")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CITED = re.compile(r"docs/([\w/-]+\.md) ?((?:(?:,|\s|and|to)*#[\w.-]+)+)")
+PATH = re.compile(r"`((?:\w+/)+[\w.-]*)`")
 PLACES = ("reference", "kernels", "export", "calibration", "lumosx_rt", "benchmarks", "tests")
 
 
@@ -51,6 +54,22 @@ def broken(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
     assert not broken(page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_that_are_named_exist(page: Path) -> None:
+    folders = {folder.name for folder in ROOT.iterdir() if folder.is_dir()} - {"out", "engines"}
+    for path in PATH.findall(page.read_text("utf-8")):
+        if path.split("/")[0] in folders and not path.startswith(UNTRACKED):
+            assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("floor", ["kernels", "calibration"])
+def test_a_floor_lists_its_files(floor: str) -> None:
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / floor / "README.md").read_text("utf-8"), re.M)
+    listed = {name for row in rows for name in re.findall(r"`([\w/]+\.py)`", row)}
+    there = {file.relative_to(ROOT / floor).as_posix() for file in (ROOT / floor).rglob("*.py")}
+    assert listed == {name for name in there if not name.startswith("plugins/")}
 
 
 def test_a_broken_link_is_noticed(tmp_path) -> None:
