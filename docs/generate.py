@@ -116,16 +116,10 @@ def api_page() -> str:
     parts = [API_INTRODUCTION]
     for name in lumosx_rt.__all__:
         value = getattr(lumosx_rt, name)
-        place = f"{_file_module(value.__module__)}.{value.__qualname__}"
+        # the generator of the page looks into lumosx_rt/ itself: its rooms have no __init__.py
+        place = f"{value.__module__}.{value.__qualname__}".removeprefix("lumosx_rt.")
         parts.append(f"[](){{#{name}}}\n\n::: {place}\n")
     return "\n".join(parts)
-
-
-def _file_module(module: str) -> str:
-    """A module by its real folder: the page's generator does not follow links of folders."""
-    first, _, rest = module.partition(".")
-    folder = Path(lumosx_rt.__file__).parent / rest.partition(".")[0]
-    return rest if first == "lumosx_rt" and folder.is_symlink() else module
 
 
 if __name__ == "__main__":

@@ -121,6 +121,7 @@ def test_generated_pages_are_current(generate) -> None:
 
 def test_every_public_name_is_on_the_api_page() -> None:
     text = (ROOT / "docs" / "api.md").read_text("utf-8")
+    assert all(getattr(rt, name) for name in rt.__all__)
     assert re.findall(r"^\[\]\(\)\{#(\w+)\}$", text, re.MULTILINE) == list(rt.__all__)
     for name, place in zip(rt.__all__, re.findall(r"^::: ([\w.]+)$", text, re.M), strict=True):
         assert place.endswith(f".{name}")
