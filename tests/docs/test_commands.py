@@ -215,6 +215,31 @@ def test_the_demo_is_what_the_quickstart_says() -> None:
         assert command in written, command
 
 
+# -- messages -----------------------------------------------------------------------------------
+
+
+def messages() -> list[str]:
+    """What the page of errors quotes."""
+    text = (ROOT / "docs" / "errors.md").read_text("utf-8")
+    cells = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
+    return [quoted for cell in cells for quoted in re.findall(r'"([^"]+)"', cell)]
+
+
+@cache
+def said_by_the_code() -> str:
+    texts = (text for folder in SOURCES[:5] for file in (ROOT / folder).rglob("*.py")
+             for text in strings(file))  # fmt: skip
+    return " ".join(" ".join(texts).split())
+
+
+@pytest.mark.parametrize("message", messages())
+def test_a_message_of_the_errors_page_exists(message: str) -> None:
+    parts = [part.strip() for part in re.split(r"\.\.\.|\b[A-Z]\b", message)]
+    assert any(len(part) > 4 for part in parts)
+    for part in filter(None, parts):
+        assert part in said_by_the_code(), part
+
+
 # -- Python -------------------------------------------------------------------------------------
 
 
