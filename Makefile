@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-processors test-slow lint bench bench-gpu
+.PHONY: install demo test test-processors test-slow lint docs dist bench bench-gpu
 
 install: $(INSTALLED)
 
@@ -40,7 +40,16 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Speed on this CPU, one thread; the README's tables follow
+# The site in out/site; its generated pages are rewritten first
+docs: install
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The wheel, in dist/
+dist: install
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
+
+# Speed on this CPU, one thread; the tables of README.md and docs/ follow
 bench: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed.side_by_side
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed.latency

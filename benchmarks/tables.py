@@ -1,20 +1,20 @@
-"""The README's figures, from the recorded results: what stands between
-`<!-- results: NAME -->` and `<!-- end -->` is written by this command.
+"""Write the measured tables of README.md and docs/ from the recorded results.
 
-    python -m benchmarks.tables            rewrites README.md
-    python -m benchmarks.tables --check    exit code 1 where it would
+    python -m benchmarks.tables            rewrite every region
+    python -m benchmarks.tables --check    exit with 1 if a region differs from its record
 
-A row whose code has changed since it was measured names the commit of that time.
+A region stands between `<!-- results: NAME -->` and `<!-- end -->`. A row whose code has changed
+since it was measured names the commit of that time.
 """
 
 import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import quality_tables
 from benchmarks.sources import has_changed
 from lumosx_rt.bench.speed.page import share
 from lumosx_rt.reference.files import write_atomically
@@ -31,22 +31,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = readme.read_text("utf-8")
-    try:
-        new = rewritten(text)
-    except (OSError, ValueError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if new == text:
-        print("README.md agrees with the records")
-        return 0
-    if given.check:
-        print("README.md disagrees with the records: python -m benchmarks.tables", file=sys.stderr)
-        return 1
-    write_atomically(readme, new)
-    print("README.md rewritten")
-    return 0
+    code = 0
+    for page in pages(ROOT):
+        name, text = page.relative_to(ROOT), page.read_text("utf-8")
+        try:
+            new = rewritten(text)
+        except (OSError, ValueError, KeyError) as error:
+            print(f"error: {name}: {error}", file=sys.stderr)
+            return 1
+        if new == text:
+            continue
+        if given.check:
+            print(f"{name} differs from its records: python -m benchmarks.tables", file=sys.stderr)
+            code = 1
+        else:
+            write_atomically(page, new)
+            print(f"{name} rewritten")
+    return code
+
+
+def pages(root: Path) -> list[Path]:
+    """README.md and the pages of docs/ that have regions."""
+    found = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    return [page for page in found if "<!-- results: " in page.read_text("utf-8")]
 
 
 def rewritten(text: str, root: Path = ROOT) -> str:
@@ -60,9 +67,9 @@ def rewritten(text: str, root: Path = ROOT) -> str:
         name = match[2]
         if name not in TABLES:
             raise ValueError(f"results: '{name}' is not known, only {', '.join(TABLES)}")
-        file, table = TABLES[name]
-        record = json.loads((root / "benchmarks" / "results" / file).read_text("utf-8"))
-        return f"{match[1]}{table(record, root)}\n{match[4]}"
+        table, *files = TABLES[name]
+        records = [json.loads((root / file).read_text("utf-8")) for file in files]
+        return f"{match[1]}{table(*records, root)}\n{match[4]}"
 
     return REGION.sub(region, text)
 
@@ -201,12 +208,38 @@ def lossy(record: Record, root: Path) -> str:
     return "\n\n".join([marked(about, record["stamp"], root), _markdown(table)])
 
 
-TABLES: dict[str, tuple[str, Callable[[Record, Path], str]]] = {
-    "side-by-side": ("side_by_side.json", side_by_side),
-    "cpu-engine": ("cpu_engine.json", cpu_engine),
-    "latency": ("latency.json", latency),
-    "lossy": ("lossy.json", lossy),
+RESULTS = "benchmarks/results"
+TABLES: dict[str, tuple[Any, ...]] = {
+    "headline": (
+        quality_tables.headline,
+        f"{RESULTS}/binding/reference/summary.json",
+        f"{RESULTS}/binding/ceiling/summary.json",
+        f"{RESULTS}/full_size_build.json",
+        f"{RESULTS}/side_by_side.json",
+    ),
+    "side-by-side": (side_by_side, f"{RESULTS}/side_by_side.json"),
+    "cpu-engine": (cpu_engine, f"{RESULTS}/cpu_engine.json"),
+    "latency": (latency, f"{RESULTS}/latency.json"),
+    "lossy": (lossy, f"{RESULTS}/lossy.json"),
+    "binding": (
+        quality_tables.binding,
+        *(f"{RESULTS}/binding/{run}/summary.json" for run in ("reference", "ceiling", "four")),
+    ),
+    "ablation": (quality_tables.ablation, f"{RESULTS}/ablation.json"),
+    "runtime": (quality_tables.runtime, f"{RESULTS}/runtime.json"),
+    "memory": (quality_tables.memory, f"{RESULTS}/runtime.json"),
+    "soak": (quality_tables.soak, f"{RESULTS}/soak.json", f"{RESULTS}/hoisting.json"),
+    "kills": (quality_tables.kills, f"{RESULTS}/kills.json"),
+    "mutations": (quality_tables.mutations, f"{RESULTS}/mutations.json"),
+    "kernels": (quality_tables.kernels, f"{RESULTS}/compile_gate.json"),
+    "fp8-schemes": (quality_tables.fp8_schemes, "calibration/tiny/calibration.json"),
+    "fp8-quality": (quality_tables.fp8_quality, f"{RESULTS}/fp8_quality.json"),
+    "full-size": (
+        quality_tables.full_size,
+        *(f"{RESULTS}/full_size_{name}.json" for name in ("build", "plan", "plan_fp8", "plugin")),
+    ),
 }
+"""Region -> (the function that writes it, its records as paths from the root)."""
 
 
 _GROWTH = {

@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Engine": "runtime.engine",
-    "Flat": "runtime.guards",
+    "Flat": "reference.errors",
     "Lossy": "reference.sampling.shortcuts",
     "LumosXError": "reference.errors",
-    "NotFinite": "runtime.guards",
+    "NotFinite": "reference.errors",
     "Scene": "reference.scenes.scene",
     "SceneLayout": "reference.mechanisms.lumosx.layout",
-    "Video": "reference.sampling.denoise",
-    "VideoSize": "reference.mechanisms.lumosx.binding",
+    "Video": "runtime.video",
+    "VideoSize": "reference.scenes.video_size",
     "build": "builder.build",
     "load": "runtime.engine",
     "verify": "parity.verify",

@@ -1,9 +1,9 @@
 """The operations as the release spends its time: eager, one small step after the other.
 
-Written from the formulas (SPEC 4), with the costs of the released model: a call of attention for
-the video and one for each group, with copies in between; rotary positions looked up and turned
-into complex128 in every block; a cross-attention bias for every token of the sequence, the
-video's zeros included; every norm a handful of operations.
+Written from the formulas (docs/spec.md#block), with the costs of the released model: a call of
+attention for the video and one for each group, with copies in between; rotary positions looked up
+and turned into complex128 in every block; a cross-attention bias for every token of the sequence,
+the video's zeros included; every norm a handful of operations.
 """
 
 import torch

@@ -124,8 +124,8 @@ Checkpoint = Annotated[
 Provider = Annotated[
     str,
     typer.Option(
-        help="onnxruntime: auto (cuda where there is one, else cpu), cpu, cuda, tensorrt or "
-        "tensorrt-rtx; an explicit one never falls back."
+        help="Where onnxruntime runs: auto (cuda if there is one, else cpu), cpu, cuda, "
+        "tensorrt or tensorrt-rtx. An explicit one never falls back."
     ),
 ]
 
@@ -139,7 +139,8 @@ Trust = Annotated[
 LossyKeys = Annotated[
     int,
     typer.Option(
-        help="LOSSY: references' keys and values at every so-manyth step only; 1 is exact."
+        help="Recompute the references' keys and values only every N steps. Lossy; 1 (default) "
+        "is exact."
     ),
 ]
 
@@ -147,13 +148,13 @@ LossyKeys = Annotated[
 LossySkip = Annotated[
     float,
     typer.Option(
-        help="LOSSY: all blocks but the first skipped where its residual changed by at most this "
-        "share, like 0.1; 0 is exact."
+        help="Skip all blocks but the first if its residual changed by at most this share, "
+        "like 0.1. Lossy; 0 (default) is exact."
     ),
 ]
 
 
-Frames = Annotated[int | None, typer.Option(help="Pixel frames, 1 + 4k.")]
+Frames = Annotated[int | None, typer.Option(help="Frames of the video, 1 + 4k.")]
 
 
 Height = Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")]

@@ -26,13 +26,14 @@ def bench(
     scene_list: Annotated[
         str, typer.Option("--list", help="full (200), ci (12) or four (people).")
     ] = ("full"),
-    scenes: Annotated[int | None, typer.Option(help="Only the first so many of the list.")] = None,
+    scenes: Annotated[int | None, typer.Option(help="Only the first N scenes of the list.")] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder [out/bench-NAME-SUITE-LIST].")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Solver steps [12; speed: its own].")] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale; 1 is none [1; speed: the engine's].")
+        float | None,
+        typer.Option(help="Guidance scale; 1 switches guidance off [1; speed: the engine's]."),
     ] = None,
     shift: Annotated[
         float | None, typer.Option(help="Shift of the noise levels [3; speed: the engine's].")
@@ -48,9 +49,9 @@ def bench(
     lossy_skip: LossySkip = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Make held-out scenes of the drawn world and see who wears what: rates with intervals.
+    """Measure who wears what in held-out scenes of the drawn world: rates with intervals.
 
-    Or, as `--suite speed`, how long an engine takes. A run that was stopped goes on with the same
+    With `--suite speed`, measure how long an engine takes. A stopped run continues with the same
     command.
 
     Examples: `lumosx-rt bench engines/tiny --list ci`,

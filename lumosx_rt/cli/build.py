@@ -18,37 +18,45 @@ def build(
     ] = None,
     preset: Annotated[str | None, typer.Option(help="tiny, 1.3b or 14b, with --init.")] = None,
     init: Annotated[str | None, typer.Option(help="random: weights drawn from --seed.")] = None,
-    seed: Annotated[int, typer.Option(help="Of random weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
     backend: Annotated[
         str,
         typer.Option(
-            help="auto (onnxruntime), onnxruntime, torch (compiled for here), tensorrt-rtx (a "
-            "plan for GPUs that need not be here), or tensorrt (a plan for the GPU here)."
+            help="auto (onnxruntime), onnxruntime, torch (compiled for this machine), "
+            "tensorrt-rtx (a plan for named GPUs, built without one), or tensorrt (a plan "
+            "for this machine's GPU)."
         ),
     ] = "auto",
     precision: Annotated[
         str | None,
         typer.Option(
-            help="fp32, fp16 (onnxruntime: weights in half; tensorrt, -rtx), bf16 (torch, "
-            "tensorrt, -rtx) or fp8 (with --calibration) [fp32; for a GPU bf16]."
+            help="fp32, fp16 (onnxruntime: weights in half; tensorrt, tensorrt-rtx), bf16 "
+            "(torch, tensorrt, tensorrt-rtx) or fp8 (with --calibration) [fp32; for a GPU "
+            "bf16]."
         ),
     ] = None,
     opset: Annotated[
         int | None, typer.Option(help="onnxruntime: operator set, 23 or 20 [23].")
     ] = None,
     device: Annotated[str, typer.Option(help="torch: auto, cpu or cuda.")] = "auto",
-    max_references: Annotated[int, typer.Option(help="Most pictures in a scene.")] = 16,
+    max_references: Annotated[
+        int, typer.Option(help="Largest number of pictures in a scene.")
+    ] = 16,
     targets: Annotated[
         str | None,
-        typer.Option(help="tensorrt-rtx: kinds of GPU, with commas between [sm_89,sm_120]."),
+        typer.Option(help="tensorrt-rtx: kinds of GPU, separated by commas [sm_89,sm_120]."),
     ] = None,
     max_seeds: Annotated[
-        int | None, typer.Option(help="tensorrt, -rtx: most videos of a scene at once [4].")
+        int | None,
+        typer.Option(
+            help="tensorrt, tensorrt-rtx: largest number of videos of a scene at once [4]."
+        ),
     ] = None,
     max_size: Annotated[
         str | None,
         typer.Option(
-            help="tensorrt, -rtx: the largest video, FRAMESxHEIGHTxWIDTH [the checkpoint's own]."
+            help="tensorrt, tensorrt-rtx: the largest video, FRAMESxHEIGHTxWIDTH [the "
+            "checkpoint's own]."
         ),
     ] = None,
     calibration: Annotated[
@@ -56,22 +64,23 @@ def build(
     ] = None,
     buckets: Annotated[
         str | None,
-        typer.Option(help="tensorrt-rtx in fp8: pictures that each of its plans serves [4,16]."),
+        typer.Option(help="tensorrt-rtx in fp8: largest number of pictures of each plan [4,16]."),
     ] = None,
     weight_streaming: Annotated[
         bool,
         typer.Option(
-            "--weight-streaming", help="tensorrt, -rtx: for GPUs too small for the weights."
+            "--weight-streaming",
+            help="tensorrt, tensorrt-rtx: keep weights on the host, for GPUs too small for them.",
         ),
     ] = False,
     config: Annotated[
         Path | None,
-        typer.Option(help="JSON with the transformer's sizes, if it has none beside it."),
+        typer.Option(help="JSON file with the transformer's sizes, if the checkpoint has none."),
     ] = None,
     self_contained: Annotated[
         bool, typer.Option("--self-contained", help="Copy text encoder, tokenizer and VAE in.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace what stands at OUT.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is at OUT.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Build an engine from a checkpoint, or from a preset with random weights.

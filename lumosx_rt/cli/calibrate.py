@@ -17,23 +17,31 @@ def calibrate(
         "calibration.json"
     ),
     budget: Annotated[
-        float, typer.Option(help="Least signal-to-noise ratio of the velocity, dB.")
+        float, typer.Option(help="Least signal-to-noise ratio of the velocity in dB.")
     ] = 20.0,
     steps: Annotated[int | None, typer.Option(help="Solver steps [the bundle's].")] = None,
     bins: Annotated[int, typer.Option(help="Timestep bins.")] = 4,
-    count: Annotated[int | None, typer.Option(help="Only the first so many scenes.")] = None,
-    precision: Annotated[str, typer.Option(help="Of the observed model: fp32 or bf16.")] = "fp32",
-    weights: Annotated[str, typer.Option(help="A scale for each: channel or tensor.")] = "channel",
+    count: Annotated[int | None, typer.Option(help="Only the first N scenes.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="Precision of the observed model: fp32 or bf16.")
+    ] = "fp32",
+    weights: Annotated[
+        str, typer.Option(help="One weight scale per channel, or per tensor.")
+    ] = "channel",
     activations: Annotated[
-        str, typer.Option(help="tensor (calibrated), or row (found while running).")
+        str,
+        typer.Option(
+            help="One activation scale per tensor (calibrated), or per row (computed while "
+            "running)."
+        ),
     ] = "tensor",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    force: Annotated[bool, typer.Option("--force", help="Replace what stands at OUT.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is at OUT.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Observe a checkpoint over scenes and choose what runs in FP8: calibration.json.
 
-    A run that was stopped goes on with the same command.
+    A stopped run continues with the same command.
 
     Example: `lumosx-rt calibrate checkpoints/tiny --scenes world-v1 -o calibration.json`
     """

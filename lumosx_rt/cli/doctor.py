@@ -5,7 +5,7 @@ from lumosx_rt.cli.console import reasons, refuse, result
 
 
 def doctor(as_json: Json = False) -> None:
-    """Say what this machine can do and what is missing; exit code 1 if something is.
+    """Print what this machine can do and what is missing. Exit code 1 if something is missing.
 
     Example: `lumosx-rt doctor --json`
     """

@@ -29,23 +29,29 @@ def generate(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for videos.")] = Path("out"),
     steps: Annotated[int | None, typer.Option(help="Solver steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale; 1 switches guidance off.")
+    ] = None,
     shift: Annotated[float | None, typer.Option(help="Shift of the noise levels.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Again for several videos.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Seed; give the option again for several videos.")
+    ] = None,
     frames: Frames = None,
     height: Height = None,
     width: Width = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="[Wan2.1's]")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="Negative prompt [Wan2.1's].")] = None,
     order: Annotated[
         str, typer.Option(help="stable, or listing (as the file system lists, as released).")
     ] = "stable",
-    script: Annotated[str, typer.Option(help="subject, or face (faces alone).")] = "subject",
+    script: Annotated[str, typer.Option(help="subject, or face (faces only).")] = "subject",
     components: Components = None,
     provider: Provider = "auto",
     trust: Trust = False,
     max_memory: Annotated[
         str | None,
-        typer.Option(help="What the process may hold, like 8GiB: requests adapt, or are refused."),
+        typer.Option(
+            help="Memory limit of the process, like 8GiB. Requests are adapted to it, or refused."
+        ),
     ] = None,
     unverified: Annotated[
         bool, typer.Option("--unverified", help="Use an engine whose last check failed.")
@@ -57,7 +63,7 @@ def generate(
 ) -> None:
     """Make videos of scenes: NAME.mp4, and NAME.png with the references beside frames.
 
-    A scene that fails is reported, the others are made; the exit code is 1 then.
+    If a scene fails, it is reported and the others are still made; the exit code is 1.
 
     Example: `lumosx-rt generate engines/tiny samples/two-friends --seed 0 --seed 1 -o out`
     """

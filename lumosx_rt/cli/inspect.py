@@ -25,7 +25,7 @@ def inspect(
     width: Width = None,
     as_json: Json = False,
 ) -> None:
-    """Say what something is. Exit code 1 if it is damaged, or a scene has errors.
+    """Describe an engine, scene, checkpoint or layout. Exit code 1 if it is damaged or has errors.
 
     Examples: `lumosx-rt inspect samples/two-friends --layout-png layout.png`,
     `lumosx-rt inspect 21x30x52+1+4.4`

@@ -17,13 +17,13 @@ def train(
         Path | None, typer.Option("-o", "--out", help="Folder of the run [out/train-RECIPE].")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda, for recipes of your own.")] = "cpu",
-    processes: Annotated[int, typer.Option(help="Workers that make latents.")] = 2,
+    processes: Annotated[int, typer.Option(help="Worker processes that make latents.")] = 2,
     as_json: Json = False,
 ) -> None:
-    """Train a recipe; its bundle is OUT/bundle, its metrics are lines of JSON in OUT.
+    """Train a recipe. Writes the bundle to OUT/bundle and metrics as lines of JSON to OUT.
 
     FILE.py is your own code and is run: its function NAME returns a `Recipe`
-    (lumosx_rt.reference.training.recipe). A run that was stopped goes on with the same command.
+    (lumosx_rt.reference.training.recipe). A stopped run continues with the same command.
 
     Examples: `lumosx-rt train tiny -o out/tiny`, `lumosx-rt train samples/recipe.py:two_phases`
     """

@@ -27,7 +27,9 @@ def verify(
     ] = None,
     checkpoint: Checkpoint = None,
     steps: Annotated[int, typer.Option(help="Solver steps.")] = 8,
-    seed: Annotated[list[int] | None, typer.Option(help="Again for several.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Seed; give the option again for several.")
+    ] = None,
     frames: Frames = None,
     height: Height = None,
     width: Width = None,
@@ -36,7 +38,7 @@ def verify(
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Compare an engine with the PyTorch reference from the same noise; write its report.
+    """Compare an engine with the PyTorch reference from the same noise, and write its report.
 
     Exit code 1 if the final latents differ by more than the gate, are not finite, or the video is
     flat. Example: `lumosx-rt verify engines/tiny samples/two-friends`

@@ -49,8 +49,8 @@ def verify(
 
     checkpoint: the weights the engine was built from, where they are not found by themselves.
     progress: told (what, steps done, steps in all). Returns the report's section: `passed`, the
-    (largest) `gate`, what undoing each quirk of SPEC would change (`check_quirks`), and per scene
-    its own gate, the error of the latents after every step, the PSNR and SSIM of the decoded
+    (largest) `gate`, what undoing each quirk of docs/spec.md would change (`check_quirks`), and per
+    scene its own gate, the error of the latents after every step, the PSNR and SSIM of the decoded
     frames, whether they are finite and not flat, and the errors of two engine runs that are wrong
     on purpose (`compare`). Of an engine in FP8 also, under `fp8`, what of it is quantized, and its
     graph looked into, product by product (`layer_parity`). The picture is of the worst scene.

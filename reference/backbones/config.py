@@ -10,7 +10,8 @@ PATCH = (1, 2, 2)  # latent frames, rows and columns per token
 
 @dataclass(frozen=True, kw_only=True)
 class LumosXConfig:
-    """Sizes and switches of the transformer (SPEC 1). Structure lives in `SceneLayout`."""
+    """Sizes and switches of the transformer (docs/spec.md#sizes). Structure lives in
+    `SceneLayout`."""
 
     dim: int = 1536
     """Width of the residual stream."""

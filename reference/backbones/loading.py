@@ -33,7 +33,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     """The transformer's tensors in LumosX names, memory-mapped where the file allows it.
 
     path: a file, the folder of a model, or a bundle. Tables of rotary frequencies are dropped
-    (SPEC 10). Raises LumosXError for what is no checkpoint, or would run code.
+    (docs/spec.md#checkpoints). Raises LumosXError for what is no checkpoint, or would run code.
     """
     return dict(_transformer_state(find_bundle(path).require("transformer")))
 
@@ -50,7 +50,8 @@ def load_transformer(
     dtype: torch.dtype = torch.float32,
     config: LumosXConfig | None = None,
 ) -> LumosX:
-    """A LumosX model from a bundle, a folder or a file in any known layout (SPEC 10).
+    """A LumosX model from a bundle, a folder or a file in any known layout
+    (docs/spec.md#checkpoints).
 
     dtype: of linears and attention; what the release keeps in float32 stays so. config: by default
     from the shapes, and from a config.json beside the weights for what shapes do not tell (heads

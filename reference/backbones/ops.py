@@ -70,7 +70,7 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
 def self_attention(
     video: QKV, condition: QKV, structure: Structure, site: str, attend: Attend = attend
 ) -> tuple[Tensor, Tensor | None]:
-    """Relational self-attention without a mask over the sequence (SPEC 4.1).
+    """Relational self-attention without a mask over the sequence (docs/spec.md#csam).
 
     video: [streams * seeds, video_tokens, heads, head_dim]; its queries see its own keys and its
     stream's condition keys. condition: [streams, reference_tokens, heads, head_dim]; its queries
@@ -116,7 +116,7 @@ def cross_attention(
 
     video_q: [streams * seeds, video_tokens, heads, head_dim]; condition_q: [streams,
     reference_tokens, heads, head_dim] or None; k, v: [streams, text_len, heads, head_dim].
-    Returns both attended, in the queries' shapes (SPEC 4.3).
+    Returns both attended, in the queries' shapes (docs/spec.md#mcam).
     """
     seeds = video_q.shape[0] // k.shape[0]
     video_out = attend(video_q, over_seeds(k, seeds), over_seeds(v, seeds), None)
@@ -129,7 +129,7 @@ def cross_attention(
 
 
 def bias_table(q: Tensor, k: Tensor, bias: WordBias, structure: Structure) -> Tensor:
-    """MCAM as a tiny table: ratio * |pooled q . k| / sqrt(head_dim) * template (SPEC 4.3).
+    """MCAM as a tiny table: ratio * |pooled q . k| / sqrt(head_dim) * template (docs/spec.md#mcam).
 
     q: [streams, reference_tokens, heads, head_dim], k: [streams, text_len, heads, head_dim]
     -> [streams, heads, references, tiles, text_len] in q's dtype.
@@ -160,7 +160,8 @@ def qk_norm_rope(
 
     x: [batch, tokens, heads * head_dim]; weight: [heads * head_dim] or None (no norm);
     rope: [2, batch or 1, tokens, pairs] cosine and sine, or None (no rotation), computed in the
-    tables' dtype. Returns [batch, tokens, heads, head_dim] in x's dtype (SPEC 4, 4.2).
+    tables' dtype. Returns [batch, tokens, heads, head_dim] in x's dtype (docs/spec.md#block,
+    #r2pe).
     """
     if weight is not None:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -182,7 +183,8 @@ def norm_modulate(
 
     x: [batch, tokens, dim], the residual stream; delta: like x or None (nothing to add);
     gate: broadcastable or None (1); scale, shift: broadcastable or None (y = x, no norm).
-    `scale` is the whole factor (1 + the modulation). Returns x and y, y in `dtype` (SPEC 4).
+    `scale` is the whole factor (1 + the modulation). Returns x and y, y in `dtype`
+    (docs/spec.md#block).
     """
     if delta is not None:
         x = x + (delta if gate is None else delta * gate)

@@ -38,7 +38,8 @@ def save_bundle(
     half: bool = False,
     released: bool = False,
 ) -> None:
-    """Writes a bundle: diffusers-style folders in safetensors, or the released layout (SPEC 10).
+    """Writes a bundle: diffusers-style folders in safetensors, or the released layout
+    (docs/spec.md#checkpoints).
 
     diffusers' own classes open the folders; `transformer/config.json` has two entries more, the
     text length and the MCAM strength. defaults: sizes and sampling for requests that say nothing,

@@ -1,4 +1,5 @@
-"""The LumosX transformer, written once (SPEC 2-4). Parameter names are the released checkpoint's.
+"""The LumosX transformer, written once (docs/spec.md#tokens to #block). Parameter names are the
+released checkpoint's.
 
 Two token tensors run side by side: `video` [streams * seeds, video_tokens, dim] and `condition`
 [streams, reference_tokens, dim]; a stream is one (request, guidance branch). References never see
@@ -102,7 +103,8 @@ class LumosX(nn.Module):
     def patchify(self, frames: Tensor) -> Tensor:
         """[batch, frames, channels, rows, columns] -> tokens [batch, tokens, dim], float32.
 
-        Odd sizes are padded with one zero row below, one zero column to the right (SPEC 2).
+        Odd sizes are padded with one zero row below, one zero column to the right
+        (docs/spec.md#tokens).
         """
         rows, columns = frames.shape[-2:]
         if rows % 2 or columns % 2:
@@ -262,7 +264,8 @@ class Head(nn.Module):
 
 
 def time_sinusoid(freq_dim: int) -> Tensor:
-    """The time embedding's input for every t in 0..1000: float32 [1001, freq_dim] (SPEC 3).
+    """The time embedding's input for every t in 0..1000: float32 [1001, freq_dim]
+    (docs/spec.md#time).
 
     t is an integer, so a table is exact, and graphs need no float64.
     """

@@ -84,7 +84,7 @@ _ACCEPTED = {
 
 
 def find_bundle(path: str | Path) -> Bundle:
-    """Recognises the layout at a path (SPEC 10).
+    """Recognises the layout at a path (docs/spec.md#checkpoints).
 
     Raises LumosXError if nothing is found, or if it is not clear which file is meant.
     """

@@ -85,7 +85,8 @@ class Entry:
 def read_checkpoint(folder: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
     """Shapes by name, and a function that reads one tensor.
 
-    Takes the entry "ema", else "model", else everything if the names are not nested (SPEC 10).
+    Takes the entry "ema", else "model", else everything if the names are not nested
+    (docs/spec.md#checkpoints).
     Raises one LumosXError naming all that is wrong; nothing in the checkpoint is run.
     """
     records = _unpickle(folder / METADATA)

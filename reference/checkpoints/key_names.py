@@ -76,7 +76,7 @@ _VAE_UNIT = {  # inside a residual block or a resampler
 
 
 def transformer_to_diffusers(key: str) -> str:
-    """The diffusers name of a LumosX or Wan2.1 transformer parameter (SPEC 10)."""
+    """The diffusers name of a LumosX or Wan2.1 transformer parameter (docs/spec.md#key-names)."""
     if key == "head.modulation":
         return "scale_shift_table"
     if block := re.fullmatch(r"blocks\.(\d+)\.(.+)", key):
@@ -86,7 +86,7 @@ def transformer_to_diffusers(key: str) -> str:
 
 
 def transformer_from_diffusers(key: str) -> str:
-    """The LumosX name of a diffusers WanTransformer3DModel parameter (SPEC 10)."""
+    """The LumosX name of a diffusers WanTransformer3DModel parameter (docs/spec.md#key-names)."""
     if key == "scale_shift_table":
         return "head.modulation"
     if block := re.fullmatch(r"blocks\.(\d+)\.(.+)", key):

@@ -1,4 +1,5 @@
-"""Text to embeddings: what LumosX does around transformers' UMT5EncoderModel (SPEC 5)."""
+"""Text to embeddings: what LumosX does around transformers' UMT5EncoderModel
+(docs/spec.md#text)."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -36,7 +37,7 @@ class Prompt(NamedTuple):
 
 
 class TextEncoder:
-    """Captions and words to embeddings, ids and word masks (SPEC 5)."""
+    """Captions and words to embeddings, ids and word masks (docs/spec.md#text)."""
 
     def __init__(self, model: "UMT5EncoderModel", tokenizer: Any, text_len: int = 512) -> None:
         """tokenizer: of transformers, with pad id 0, and end id 1 after every text."""
@@ -74,12 +75,13 @@ class TextEncoder:
         return prompt.ids, prompt.real
 
     def encode(self, text: str) -> Tensor:
-        """Embeddings of any text, float32 [text_len, text_dim]; rows past it are zero (SPEC 5)."""
+        """Embeddings of any text, float32 [text_len, text_dim]; rows past it are zero."""
         return self.embed(self.prompt(clean_text(text)))
 
     @torch.no_grad()
     def embed(self, prompt: Prompt) -> Tensor:
-        """Embeddings of a prompt, float32 [text_len, text_dim]; rows past it are zero (SPEC 5)."""
+        """Embeddings of a prompt, float32 [text_len, text_dim]; rows past it are zero
+        (docs/spec.md#text)."""
         device = self.model.shared.weight.device
         attended = torch.from_numpy(prompt.real).to(device)
         hidden = self.model(
@@ -89,14 +91,15 @@ class TextEncoder:
         return torch.where(attended[:, None], hidden.float(), 0.0)
 
     def word_mask(self, prompt_ids: NDArray[np.int64], word: str) -> NDArray[np.bool_]:
-        """Which prompt tokens spell a cleaned word, at every place: bool [text_len] (SPEC 5)."""
+        """Which prompt tokens spell a cleaned word, at every place: bool [text_len]
+        (docs/spec.md#word-masks)."""
         return word_mask(prompt_ids, self.prompt(word).ids, END_ID)
 
 
 def load_text_encoder(
     source: Bundle | str | Path, text_len: int = 512, dtype: torch.dtype | None = None
 ) -> TextEncoder:
-    """The text encoder and the tokenizer of a bundle, in any layout (SPEC 10).
+    """The text encoder and the tokenizer of a bundle, in any layout (docs/spec.md#checkpoints).
 
     dtype: as stored by default. Raises LumosXError if either is missing, damaged or foreign.
     """

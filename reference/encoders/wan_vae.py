@@ -1,4 +1,5 @@
-"""Pixels to latents and back: what LumosX does around diffusers' AutoencoderKLWan (SPEC 6)."""
+"""Pixels to latents and back: what LumosX does around diffusers' AutoencoderKLWan
+(docs/spec.md#vae)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ Tile = tuple[int, int]
 
 
 class VideoAutoencoder:
-    """Pixels in [-1, 1] to normalised latents and back (SPEC 6)."""
+    """Pixels in [-1, 1] to normalised latents and back (docs/spec.md#vae)."""
 
     def __init__(self, model: "AutoencoderKLWan") -> None:
         self.model = cast(Any, model)
@@ -66,7 +67,7 @@ class VideoAutoencoder:
         return (torch.cat(means) - mean) / std
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Images to latents, each as a clip of one frame (SPEC 6).
+        """Images to latents, each as a clip of one frame (docs/spec.md#vae).
 
         images: [images, 3, height, width], uint8, or floating point in [-1, 1].
         Returns [images, 16, 1, height // 8, width // 8].
@@ -96,7 +97,8 @@ class VideoAutoencoder:
 
     @torch.no_grad()
     def decode_frames_uint8(self, latents: Tensor, tile: Tile | None = None) -> NDArray[np.uint8]:
-        """One clip as frames of a file: uint8 [frames, height, width, 3], truncated (SPEC 8).
+        """One clip as frames of a file: uint8 [frames, height, width, 3], truncated
+        (docs/spec.md#precision).
 
         latents: [16, 1 + k, rows, columns], or the same with one clip in front. Raises LumosXError
         if a pixel is not a finite number.
@@ -142,9 +144,9 @@ def load_vae(
     dtype: torch.dtype | None = torch.float32,
     released_precision: bool = False,
 ) -> VideoAutoencoder:
-    """The VAE of a bundle, in any layout (SPEC 10).
+    """The VAE of a bundle, in any layout (docs/spec.md#checkpoints).
 
-    released_precision: weights rounded to bfloat16, arithmetic in float32 (SPEC 8).
+    released_precision: weights rounded to bfloat16, arithmetic in float32 (docs/spec.md#precision).
     Raises LumosXError if it is missing, damaged or foreign.
     """
     bundle = source if isinstance(source, Bundle) else find_bundle(source)

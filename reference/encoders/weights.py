@@ -31,7 +31,8 @@ _TOKENIZER_LIMIT_BYTES = 1 << 28
 def t5_from_wan(
     state: Mapping[str, Tensor], heads: int | None = None, dtype: torch.dtype | None = None
 ) -> "UMT5EncoderModel":
-    """A text encoder from weights in Wan2.1 names, sizes from their shapes (SPEC 5, 10).
+    """A text encoder from weights in Wan2.1 names, sizes from their shapes (docs/spec.md#text,
+    #checkpoints).
 
     A position table at the top of the names serves every layer. heads: counted in the position
     table by default. dtype: as stored by default.
@@ -62,7 +63,7 @@ def vae_from_wan(
     latents_std: Sequence[float] | None = None,
     dtype: torch.dtype | None = None,
 ) -> "AutoencoderKLWan":
-    """A VAE from weights in Wan2.1 names, sizes from their shapes (SPEC 6, 10).
+    """A VAE from weights in Wan2.1 names, sizes from their shapes (docs/spec.md#vae, #checkpoints).
 
     latents_mean, latents_std: per channel; the released ones by default. dtype: as stored by
     default. Raises LumosXError naming every key that does not fit.

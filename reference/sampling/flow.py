@@ -1,4 +1,5 @@
-"""Flow matching: the sampler, guidance and the training objective (SPEC 7 and 9).
+"""Flow matching: the sampler, guidance and the training objective (docs/spec.md#sampling and
+#training).
 
 sigma runs from 1 (noise) to 0 (video);  x_sigma = (1 - sigma) x0 + sigma noise
 the model predicts the velocity  noise - x0
@@ -27,7 +28,8 @@ def shift_time(
     scale: float = 1.0,
     mode: Literal["dynamic", "fixed"] = "dynamic",
 ) -> Tensor:
-    """The optional resolution shift of training times (SPEC 9); sizes in pixels and frames."""
+    """The optional resolution shift of training times (docs/spec.md#time-shift); sizes in pixels
+    and frames."""
     ratio = scale
     if mode == "dynamic":
         length = 1.0 if num_frames == 1 else (num_frames // 4 + 1) ** 0.5
@@ -43,7 +45,7 @@ def training_loss(
     time: Tensor,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Flow-matching loss of each clip over the video frames (SPEC 9).
+    """Flow-matching loss of each clip over the video frames (docs/spec.md#training).
 
     model: (x_t, int64 time) -> velocity, at least as many frames as x0 (any more are references).
     x0, noise: [batch, channels, frames, rows, columns]; time: float [batch], 0..1000;

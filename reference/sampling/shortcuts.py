@@ -1,13 +1,13 @@
-"""Shortcuts that change the video, off by default: what a step takes over from the one before.
+"""Lossy shortcuts: what a step reuses of an earlier one. They change the video; off by default.
 
-    keys    references' keys and values change with time through the modulation only, and slowly:
-            they are computed at every `keys_every`th step and stay for the steps between
-    skip    the first block runs at every step. Where its residual (what it adds to the video)
-            differs from that of the last whole step by at most `skip_below` of its size (mean
-            absolute values; the largest over all streams and seeds), the other blocks do not run:
-            what they added then is added again
+    keys    References' keys and values change with time only through the modulation, and slowly.
+            They are recomputed every `keys_every` steps and reused in between.
+    skip    The first block runs at every step. If its residual (what it adds to the video) differs
+            from that of the last whole step by at most `skip_below` of its size (mean absolute
+            values; the largest over all streams and seeds), the other blocks do not run, and what
+            they added then is added again.
 
-What either saves, and what it does to identity and binding: `benchmarks/quality/shortcuts.py`.
+What each saves, and what it does to identity and binding: `benchmarks/quality/shortcuts.py`.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,12 @@ from lumosx_rt.reference.errors import LumosXError
 
 @dataclass(frozen=True)
 class Lossy:
-    """Which shortcuts are taken; as it stands, none. Raises LumosXError for what is none."""
+    """The lossy shortcuts of an engine; none by default. Raises LumosXError for other values.
+
+    keys_every: recompute the references' keys and values only every N steps; 1 is exact.
+    skip_below: skip all blocks but the first if its residual changed by at most this share; 0 is
+    exact.
+    """
 
     keys_every: int = 1
     skip_below: float = 0.0

@@ -34,7 +34,8 @@ def write_clip(
 ) -> Path:
     """Writes frames, uint8 [frames, height, width, 3], as H.264 (yuv420p) mp4; returns the path.
 
-    rate_factor: x264's crf, 1 (largest file) to 51; 10 is the release's "quality 8" (SPEC 8). The
+    rate_factor: x264's crf, 1 (largest file) to 51; 10 is the release's "quality 8"
+    (docs/spec.md#precision). The
     codec needs even sizes: an odd side gets its last row or column once more. A file at `path` is
     replaced only when the new one is whole. Raises LumosXError for anything but such frames, and if
     it cannot be written.

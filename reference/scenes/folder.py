@@ -1,4 +1,5 @@
-"""A scene on disk: the prompt folder of the released scripts (SPEC 6), and scene.toml.
+"""A scene on disk: the prompt folder of the released scripts (docs/spec.md#prompt-folders), and
+scene.toml.
 
     caption.txt            "name;caption", or the caption alone
     background/<word>.png  at most one
@@ -52,7 +53,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Subject:
-    """One person: pictures in the order the model sees them (it matters, SPEC 4.2)."""
+    """One person: pictures in the order the model sees them (it matters, docs/spec.md#r2pe)."""
 
     references: tuple[Reference, ...]
     face: int | None = 0

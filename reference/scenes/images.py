@@ -1,4 +1,5 @@
-"""Reference images: hardened reading, and the preparation LumosX was trained with (SPEC 6).
+"""Reference images: hardened reading, and the preparation LumosX was trained with
+(docs/spec.md#picture-preparation).
 
 A reference image comes from anywhere, so a file is read under limits: four formats, bytes counted
 before they are read, pixels counted from the header before they are decoded. Preparation is the
@@ -120,7 +121,8 @@ def _onto_white(image: Image.Image) -> Image.Image:
 def fit_image(
     image: Image.Image, height: int, width: int, alpha: Alpha = "composite"
 ) -> NDArray[np.uint8]:
-    """The image inside a white frame, as LumosX prepares it: uint8 [height, width, 3] (SPEC 6).
+    """The image inside a white frame, as LumosX prepares it: uint8 [height, width, 3]
+    (docs/spec.md#picture-preparation).
 
     Scaled to fit, enlarged too if small, and centred. "composite" puts transparent pixels onto
     white and palettes into RGB before scaling; "drop" is the release: scaled in the original mode
@@ -145,7 +147,7 @@ def fit_image(
 
 
 def to_unit(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Bytes to -1..1 in float32, any shape: x / 255 * 2 - 1 (SPEC 6)."""
+    """Bytes to -1..1 in float32, any shape: x / 255 * 2 - 1 (docs/spec.md#picture-preparation)."""
     return pixels.astype(np.float32) / np.float32(255) * np.float32(2) - np.float32(1)
 
 

@@ -24,7 +24,8 @@ class PreparedScene:
     subject_sizes: tuple[int, ...]
     """Pictures of each subject."""
     pictures: NDArray[np.uint8]
-    """uint8 [references, height, width, 3], as the model is shown them (SPEC 6)."""
+    """uint8 [references, height, width, 3], as the model is shown them
+    (docs/spec.md#picture-preparation)."""
     warnings: tuple[str, ...] = ()
 
 

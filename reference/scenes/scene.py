@@ -1,8 +1,8 @@
 """The scene a person writes: a caption, and pictures of the people and things in it.
 
-The same scene is a Python object, a prompt folder as the released scripts read it (SPEC 6), or a
-scene.toml. It knows words and pictures only; token ids and latents come later. What is wrong with a
-scene is said in one go, before anything slow starts.
+The same scene is a Python object, a prompt folder as the released scripts read it
+(docs/spec.md#prompt-folders), or a scene.toml. It knows words and pictures only. Token ids and
+latents come later. Everything that is wrong with a scene is one error, before anything slow starts.
 """
 
 import os
@@ -86,7 +86,7 @@ class Scene:
 
     @cached_property
     def clean_caption(self) -> str:
-        """The caption as it is compared and tokenized (SPEC 5)."""
+        """The caption as it is compared and tokenized (docs/spec.md#text)."""
         return clean_text(self.caption)
 
     @cached_property
@@ -95,9 +95,10 @@ class Scene:
         return tuple(clean_text(reference.word) for reference in self.references)
 
     def fitted(self, height: int, width: int) -> NDArray[np.uint8]:
-        """Its pictures as the model is shown them: uint8 [references, height, width, 3] (SPEC 6).
+        """Its pictures as the model is shown them: uint8 [references, height, width, 3].
 
-        height and width in pixels. Raises LumosXError for a picture that cannot be read.
+        height and width in pixels (docs/spec.md#picture-preparation). Raises LumosXError for a
+        picture that cannot be read.
         """
         frames = np.zeros((len(self.references), height, width, 3), np.uint8)
         for frame, reference in zip(frames, self.references, strict=True):
@@ -190,7 +191,7 @@ class Scene:
         return problems
 
     def _shared_words(self) -> list[str]:
-        """Warnings for words that fall on more than one subject (SPEC 4.3, word weights)."""
+        """Warnings for words that fall on more than one subject (docs/spec.md#word-weights)."""
         groups = [set(words) - {""} for words in self._subject_words()]
         if len(groups) < 2:
             return []
@@ -229,7 +230,7 @@ class Scene:
         alpha: Alpha = "composite",
         exif: bool = True,
     ) -> "Scene":
-        """Reads a prompt folder (SPEC 6).
+        """Read a prompt folder (docs/spec.md#prompt-folders).
 
         order: "stable" (by name, numbers in natural order, the face first; hidden files ignored),
         "listing" (as the file system lists them, as released; of equal words in one part the later

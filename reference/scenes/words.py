@@ -8,7 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def clean_text(text: str) -> str:
-    """Captions and words are cleaned the same way: encoding, entities, white space (SPEC 5).
+    """Captions and words are cleaned the same way: encoding, entities, white space
+    (docs/spec.md#text).
 
     Repairs broken encodings (ftfy), unescapes HTML twice, strips, collapses white space. Case and
     punctuation stay.
@@ -28,7 +29,8 @@ NEGATIVE_PROMPT = (
 
 
 def find_spans(sequence: ArrayLike, pattern: ArrayLike) -> NDArray[np.bool_]:
-    """Marks every contiguous occurrence of `pattern` in `sequence`, overlaps included (SPEC 5).
+    """Marks every contiguous occurrence of `pattern` in `sequence`, overlaps included
+    (docs/spec.md#word-masks).
 
     sequence: ids [length]. pattern: ids [words]; an empty one occurs nowhere.
     Returns bool [length].
@@ -44,7 +46,7 @@ def find_spans(sequence: ArrayLike, pattern: ArrayLike) -> NDArray[np.bool_]:
 
 
 def word_mask(prompt_ids: ArrayLike, word_ids: ArrayLike, eos_id: int) -> NDArray[np.bool_]:
-    """Which prompt tokens spell a word: bool [text_len] (SPEC 5).
+    """Which prompt tokens spell a word: bool [text_len] (docs/spec.md#word-masks).
 
     word_ids: the word tokenised alone; it is cut at its first end token, and a word of which
     nothing is left is found nowhere.

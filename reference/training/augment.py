@@ -1,4 +1,4 @@
-"""Augmented reference pictures, as the release trains on them (SPEC 9, second paragraph).
+"""Augmented reference pictures, as the release trains on them (docs/spec.md#augmentation).
 
     numeric     brightness, contrast, saturation; a slight blur              every picture
     geometric   crop of 0.67-1 of the area, shrink, mirror, rotation, shift  subjects and objects

@@ -149,7 +149,7 @@ def _scenes(rng: np.random.Generator, cache: LatentCache, streams: int) -> NDArr
 
 
 def _times(rng: np.random.Generator, recipe: Recipe, streams: int) -> Tensor:
-    """Training times, float32 [streams] (SPEC 9)."""
+    """Training times, float32 [streams] (docs/spec.md#training)."""
     times = recipe.times
     if times.sampling == "logit-normal":
         time = torch.from_numpy(rng.standard_normal(streams, np.float32)).sigmoid() * TIMES

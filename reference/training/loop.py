@@ -131,7 +131,7 @@ def train(
 
 
 def batch_loss(model: Callable[..., Tensor], batch: Batch) -> Tensor:
-    """Flow-matching loss of every clip, float32 [streams, seeds] (SPEC 9)."""
+    """Flow-matching loss of every clip, float32 [streams, seeds] (docs/spec.md#training)."""
     streams, seeds = batch.noise.shape[:2]
 
     def velocity(latents: Tensor, times: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class AugmentedSource(Source, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """How training times are drawn (SPEC 9)."""
+    """How training times are drawn (docs/spec.md#training)."""
 
     sampling: TimeSampling = "uniform"
     """Uniform in [0, 1000) as released, its integer part, or 1000 * sigmoid(normal)."""
@@ -92,7 +92,8 @@ class Recipe:
     """Weights to start from: any checkpoint of LumosX or Wan2.1 (same keys); else random ones."""
     seed: int = 0
     text_dropout: float = 0.1
-    """Scenes that get the negative prompt; their references and word positions stay (SPEC 7)."""
+    """Scenes that get the negative prompt; their references and word positions stay
+    (docs/spec.md#guidance)."""
     times: Times = field(default_factory=Times)
     optimizer: OptimizerName = "muon"
     """Muon for the blocks' matrices and AdamW for the rest, or AdamW for all."""

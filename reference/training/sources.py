@@ -21,7 +21,7 @@ CLIP_FILE = "video.mp4"
 
 
 class FolderSource:
-    """Prompt folders (SPEC 6), each with the clip it describes as `video.mp4`.
+    """Prompt folders (docs/spec.md#prompt-folders), each with the clip it describes as `video.mp4`.
 
     The first `size.frames` frames of a clip count, scaled to cover `size` and cropped about their
     centre. Every picture and clip is decoded once here. Raises one LumosXError for everything

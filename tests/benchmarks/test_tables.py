@@ -1,4 +1,4 @@
-"""Figures in the README are those of the records, and say so where the code has moved on."""
+"""Tables of README.md and docs/ are those of the records, and name a commit that is not today's."""
 
 import json
 import shutil
@@ -61,10 +61,20 @@ def write(root: Path, rows: list[dict]) -> None:
 TEXT = "before\n<!-- results: side-by-side -->\nold figures\n<!-- end -->\nafter\n"
 
 
-def test_the_readme_agrees_with_the_records() -> None:
-    text = (ROOT / "README.md").read_text("utf-8")
-    assert "<!-- results: " in text
-    assert tables.rewritten(text) == text, "python -m benchmarks.tables"
+def test_every_page_agrees_with_the_records() -> None:
+    written: list[str] = []
+    for page in tables.pages(ROOT):
+        text = page.read_text("utf-8")
+        written += [match[2] for match in tables.REGION.finditer(text)]
+        assert tables.rewritten(text) == text, f"{page.name}: python -m benchmarks.tables"
+    assert sorted(written) == sorted(tables.TABLES), "every table stands on one page"
+
+
+def test_no_table_of_the_benchmarks_page_is_written_by_hand() -> None:
+    text = (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
+    left = tables.REGION.sub("", text)
+    assert left != text
+    assert not [line for line in left.splitlines() if line.startswith("|")]
 
 
 def test_a_region_is_replaced_and_nothing_else(root) -> None:
@@ -152,9 +162,15 @@ def test_a_stamp_names_the_commit_and_whether_it_holds_the_code(root) -> None:
 def test_the_command_rewrites_and_checks(root, monkeypatch, capsys) -> None:
     monkeypatch.setattr(tables, "ROOT", root)
     monkeypatch.setattr(tables.rewritten, "__defaults__", (root,))
-    readme = root / "README.md"
-    readme.write_text(TEXT)
+    page = root / "docs" / "speed.md"
+    page.parent.mkdir()
+    for text in (root / "README.md", page):
+        text.write_text(TEXT)
     for words, code in ((["--check"], 1), ([], 0), (["--check"], 0)):
         monkeypatch.setattr(sys, "argv", ["tables.py", *words])
         assert tables.main() == code
-    assert readme.read_text() == tables.rewritten(TEXT, root)
+    for text in (root / "README.md", page):
+        assert text.read_text() == tables.rewritten(TEXT, root)
+    page.write_text(page.read_text().replace("16.21", "61.21"))
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
+    assert tables.main() == 1 and "docs/speed.md differs" in capsys.readouterr().err

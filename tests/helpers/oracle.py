@@ -35,7 +35,7 @@ class Facts:
         return self.lone + sum(self.subjects)
 
 
-# -- structure (SPEC 2, 4.1-4.3) -------------------------------------------------------------------
+# -- structure (docs/spec.md#tokens to #mcam) -----------------------------------------------------
 
 
 def frames(facts: Facts) -> list[Frame]:
@@ -65,7 +65,7 @@ def sees(facts: Facts, query: Frame, key: Frame) -> bool:
 
 
 def position(facts: Facts, frame: Frame, row: int, column: int) -> tuple[int, int, int]:
-    """Rotary (t, h, w) of a token: the table of SPEC 4.2."""
+    """Rotary (t, h, w) of a token: the table of docs/spec.md#r2pe."""
     kind, number, image = frame
     if kind == "video":
         return number, row, column
@@ -95,7 +95,7 @@ def score_blocks(facts: Facts) -> list[int]:
 
 
 def word_weights(facts: Facts, masks: list[list[bool]]) -> list[list[float]]:
-    """omega of SPEC 4.3: masks and weights are [references][text positions]."""
+    """omega of docs/spec.md#word-weights: masks and weights are [references][text positions]."""
     kinds = frames(facts)[facts.video_frames :]
     subjects = len(facts.subjects)
 
@@ -119,7 +119,7 @@ def word_weights(facts: Facts, masks: list[list[bool]]) -> list[list[float]]:
     return weights
 
 
-# -- the four operations (SPEC 4) ------------------------------------------------------------------
+# -- the four operations (docs/spec.md#block) -----------------------------------------------------
 
 
 def angles(place: tuple[int, int, int], head_dim: int) -> list[float]:
@@ -163,7 +163,7 @@ def visibility_mask(facts: Facts) -> Tensor:
 
 
 def word_bias(facts: Facts, q: Tensor, k: Tensor, omega: Tensor, ratio: float) -> Tensor:
-    """B of SPEC 4.3 for every reference token: [references * H * W, heads, text positions].
+    """B of docs/spec.md#mcam: [references * H * W, heads, text positions].
 
     q: [references * H * W, heads, head_dim]; k: [text positions, heads, head_dim]; omega:
     [references, text positions].
@@ -206,7 +206,7 @@ def silu(x: Tensor) -> Tensor:
     return x / (1 + torch.exp(-x))
 
 
-# -- the transformer (SPEC 2-4) --------------------------------------------------------------------
+# -- the transformer (docs/spec.md#tokens to #block) ----------------------------------------------
 
 
 def sinusoid(time: int, width: int) -> Tensor:

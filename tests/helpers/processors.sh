@@ -3,7 +3,7 @@
 #     BIN  where python and pytest are; arguments go to pytest
 limits="ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2"
 starts="import torch as t; x = t.randn(1, 8, 32, 32); t.nn.Conv2d(8, 8, 3)(x).exp() @ t.ones(30, 4)"
-folders="tests/test_budget.py tests/reference tests/kernels tests/calibration tests/export"
+folders="tests/helpers tests/reference tests/kernels tests/calibration tests/export"
 # no float32 that torch computes in these, but minutes
 without="compile_gate or plugin or tensorrt or stubs or golden_exports or hostile or world or test_scene"
 BIN=${BIN:-.venv/bin}

@@ -1,6 +1,7 @@
 """What tests of kernels share: layouts that are awkward for tiles, and random inputs.
 
-The oracle is `reference.ops` in float64, which is itself held against a dense version of SPEC
+The oracle is `reference.ops` in float64, which is itself held against a dense version of
+docs/spec.md
 (tests/reference/backbones/test_ops.py). A kernel may err at most twice as much as plain torch in
 its type (tests/helpers/budget.py).
 """

@@ -44,7 +44,8 @@ class Binding:
 
 
 def word_template(masks: NDArray[np.bool_], layout: SceneLayout) -> NDArray[np.float32]:
-    """How strongly each prompt word is promoted for each reference (omega of SPEC 4.3).
+    """How strongly each prompt word is promoted for each reference (omega of
+    docs/spec.md#word-weights).
 
     masks: bool [references, text_len], the prompt tokens that spell each reference's word.
     Returns float32 [references, text_len]. A lone reference keeps its own words; every image of a

@@ -52,7 +52,8 @@ class Grouping:
 
 @dataclass(frozen=True, kw_only=True)
 class SceneLayout:
-    """Where every token of a LumosX sequence sits (SPEC 2, 4.1-4.3). Frozen and hashable."""
+    """Where every token of a LumosX sequence sits (docs/spec.md#tokens, #csam to #mcam). Frozen and
+    hashable."""
 
     video_frames: int
     """Latent frames of the video: 21 for 81 pixel frames."""
@@ -187,7 +188,7 @@ class SceneLayout:
 
     @cached_property
     def positions(self) -> NDArray[np.int32]:
-        """Relational (t, h, w) of every token: int32 [tokens, 3] (SPEC 4.2)."""
+        """Relational (t, h, w) of every token: int32 [tokens, 3] (docs/spec.md#r2pe)."""
         starts = [
             (f, 0) for f in range(self.video_frames + self.lone)
         ]  # (time slot, diagonal step)
@@ -229,7 +230,7 @@ class SceneLayout:
     def bias_tiles(self) -> NDArray[np.int32]:
         """The tile whose score biases each token of a frame: int32 [frame_tokens].
 
-        As released (SPEC 4.3, quirk M2) scores are unrolled over the raster padded to whole tiles,
+        As released (docs/spec.md#m2) scores are unrolled over the raster padded to whole tiles,
         and its first H*W entries kept: not the tile a token lies in, unless W is a multiple of 8.
         """
         if not self.raster_tiling:

@@ -84,7 +84,7 @@ def arguments_of(tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
 def guidance_branches(guidance: float) -> tuple[Branch, ...]:
     """Classifier-free guidance: the prompt's branch, and the null one unless guidance is 1.
 
-    The null branch keeps the references and the word template (SPEC 7).
+    The null branch keeps the references and the word template (docs/spec.md#guidance).
     """
     if guidance == 1.0:
         return (Branch(1.0, "text"),)

@@ -36,7 +36,8 @@ class Structure(NamedTuple):
 
 
 def rope_axes(head_dim: int) -> tuple[int, int, int]:
-    """Rotary pairs of the time, row and column axes (SPEC 4.2): 22, 21, 21 for heads of 128."""
+    """Rotary pairs of the time, row and column axes (docs/spec.md#r2pe): 22, 21, 21 for heads of
+    128."""
     pairs = head_dim // 2
     return pairs - 2 * (pairs // 3), pairs // 3, pairs // 3
 
@@ -44,7 +45,7 @@ def rope_axes(head_dim: int) -> tuple[int, int, int]:
 def rope_table(positions: Tensor, head_dim: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Cosine and sine of the rotary angles: positions [..., 3] -> [2, ..., head_dim / 2].
 
-    Angles are formed in float64. Pairs are laid out time, row, column (SPEC 4.2).
+    Angles are formed in float64. Pairs are laid out time, row, column (docs/spec.md#r2pe).
     """
     angles = []
     for axis, size in enumerate(rope_axes(head_dim)):

@@ -259,7 +259,7 @@ def test_a_worker_that_cannot_start_is_not_started_again(tmp_path) -> None:
 
 
 def pairs_one_by_one(key: str) -> int:
-    """Who sees whom (SPEC 4.1), asked for every pair of tokens."""
+    """Who sees whom (docs/spec.md#csam), asked for every pair of tokens."""
     from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 
     layout = SceneLayout.from_key(key)

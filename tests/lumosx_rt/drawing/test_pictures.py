@@ -49,7 +49,7 @@ def test_the_matrix_shows_who_sees_whom(video, lone, subjects, relational):
         subjects=tuple(subjects),
         relational_visibility=relational,
     )
-    # SPEC 4.1 by hand: the video sees all, a set sees itself
+    # docs/spec.md#csam by hand: the video sees all, a set sees itself
     sets = ["video", *range(lone), *(f"s{s}" for s, n in enumerate(subjects) for _ in range(n))]
     colours = layout_drawing._colours(layout)
     assert len(colours) == len(sets) - 1

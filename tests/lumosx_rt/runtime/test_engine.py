@@ -56,7 +56,7 @@ def word_positions(caption: str, word: str, length: int) -> list[bool]:
 
 
 def solve(velocity, noise: torch.Tensor, steps: int, shift: float) -> torch.Tensor:
-    """DPM-Solver++(2M) from the formulas of SPEC 7, in float64."""
+    """DPM-Solver++(2M) from the formulas of docs/spec.md#solver, in float64."""
     tau = [1 - k / steps for k in range(steps)]
     sigma = [shift * t / (1 + (shift - 1) * t) for t in tau]
     times = [int(1000 * s) for s in sigma]

@@ -1,4 +1,5 @@
-"""The four operations against dense float64 versions written from SPEC (tests/helpers/oracle.py).
+"""The four operations against dense float64 versions written from docs/spec.md
+(tests/helpers/oracle.py).
 
 In bfloat16 the bound comes from data: against float64 an operation may err at most twice as much
 as plain torch does on the same rounded inputs.
@@ -115,7 +116,7 @@ def plain_torch(q: Tensor, k: Tensor, v: Tensor, extra: Tensor) -> Tensor:
     return out[0].transpose(0, 1)
 
 
-# -- self-attention (SPEC 4.1) ---------------------------------------------------------------------
+# -- self-attention (docs/spec.md#csam) ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -172,7 +173,7 @@ def test_self_attention_in_bfloat16(name: str) -> None:
         assert relative(actual, expected) <= 2 * relative(plain, expected)
 
 
-# -- cross-attention and its bias (SPEC 4.3) -------------------------------------------------------
+# -- cross-attention and its bias (docs/spec.md#mcam) ----------------------------------------------
 
 
 class Cross:
@@ -257,7 +258,7 @@ def test_cross_attention_without_condition_queries() -> None:
 def test_cross_attention_in_bfloat16(name: str) -> None:
     case = Cross(CASES[name], dtype=torch.bfloat16)
     table = ops.bias_table(case.condition_q, case.k, case.bias, case.structure)
-    assert table.dtype == torch.bfloat16  # as released (SPEC 8), but formed in float32
+    assert table.dtype == torch.bfloat16  # as released (docs/spec.md#precision)
     layout = case.layouts[0]
     unrolled = table[:, :, :, torch.from_numpy(layout.bias_tiles).long()].permute(0, 2, 3, 1, 4)
     exact_bias = torch.stack(case.biases()).unflatten(1, (layout.references, -1))
@@ -271,7 +272,7 @@ def test_cross_attention_in_bfloat16(name: str) -> None:
     assert relative(actual, reference) <= 2 * relative(torch.stack(plain), reference)
 
 
-# -- norms and rotation (SPEC 4, 4.2) --------------------------------------------------------------
+# -- norms and rotation (docs/spec.md#block, #r2pe) ------------------------------------------------
 
 PLACES = [(0, 0, 0), (3, 1, 2), (20, 29, 51), (22, 119, 207)]
 

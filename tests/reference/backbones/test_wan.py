@@ -356,7 +356,7 @@ def test_gradient_through_the_bias_is_its_slope() -> None:
     assert abs(slope - float(weight.grad[place])) < 1e-6 * abs(slope)
 
 
-# -- released precision (SPEC 8) -------------------------------------------------------------------
+# -- released precision (docs/spec.md#precision) ---------------------------------------------------
 
 
 def test_dtypes_of_the_released_precision() -> None:

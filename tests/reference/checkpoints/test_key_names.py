@@ -48,7 +48,7 @@ def test_recorded_tables(
 
 
 def released_transformer_keys(layers: int) -> set[str]:
-    """Every released key, written out from SPEC 10."""
+    """Every released key, written out from docs/spec.md#key-names."""
     linears = ["patch_embedding", "text_embedding.0", "text_embedding.2", "time_embedding.0"]
     linears += ["time_embedding.2", "time_projection.1", "head.head"]
     keys = {"head.modulation"}

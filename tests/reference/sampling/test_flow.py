@@ -1,4 +1,5 @@
-"""Schedule, solver and training objective against the formulas of SPEC 7 and 9, in plain Python."""
+"""Schedule, solver and training objective against the formulas of docs/spec.md#sampling and
+#training, in plain Python."""
 
 import math
 from collections.abc import Callable
@@ -30,7 +31,8 @@ def levels(steps: int, shift: float) -> list[float]:
 def solve(
     velocity: Callable[[Tensor, int], Tensor], noise: Tensor, steps: int, shift: float
 ) -> list[Tensor]:
-    """DPM-Solver++(2M) of SPEC 7 in float64, from the float32 levels that the release stores."""
+    """DPM-Solver++(2M) of docs/spec.md#solver in float64, from the float32 levels that the release
+    stores."""
     exact = levels(steps, shift)
     times = [int(1000 * sigma) for sigma in exact]
     sigmas = [float(np.float32(sigma)) for sigma in [*exact, 0.0]]
@@ -207,7 +209,7 @@ def test_guidance() -> None:
             assert torch.equal(found, null + guidance * (conditional - null))
 
 
-# -- training (SPEC 9) -----------------------------------------------------------------------------
+# -- training (docs/spec.md#training) --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("references", [0, 3])

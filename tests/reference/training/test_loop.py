@@ -68,7 +68,7 @@ def killer(at: int):
 
 @pytest.mark.parametrize("visible", [True, False])
 def test_the_loss_of_every_seed_as_if_it_were_alone(caches, visible: bool) -> None:
-    """SPEC 9 written out, one clip at a time."""
+    """docs/spec.md#training written out, one clip at a time."""
     recipe = recipe_of(relational_visibility=visible)
     model = initialise(LumosX(CONFIG), 3)
     batch = batch_at(recipe, recipe.stages[1], caches["two"], 5)

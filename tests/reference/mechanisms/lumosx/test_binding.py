@@ -1,4 +1,5 @@
-"""Which words bind which picture: the template against SPEC 4.3, and a sample scene bound."""
+"""Which words bind which picture: the template against docs/spec.md#word-weights, and a sample
+scene bound."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -34,7 +35,7 @@ TEXT_LEN = 512
 SIZE = VideoSize(frames=5, height=56, width=72)
 
 
-# -- the template (SPEC 4.3) -----------------------------------------------------------------------
+# -- the template (docs/spec.md#word-weights) ------------------------------------------------------
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""`SceneLayout` against SPEC read token by token (tests/helpers/oracle.py)."""
+"""`SceneLayout` against docs/spec.md read token by token (tests/helpers/oracle.py)."""
 
 import subprocess
 import sys
@@ -36,7 +36,7 @@ def layouts(rows: int = 18, columns: int = 18) -> st.SearchStrategy[SceneLayout]
 RELEASED = SceneLayout(video_frames=21, height=30, width=52, lone=1, subjects=(4, 4))
 
 
-# -- tokens and sets (SPEC 2, 4.1) -----------------------------------------------------------------
+# -- tokens and sets (docs/spec.md#tokens, #csam) --------------------------------------------------
 
 
 @given(layouts())
@@ -97,7 +97,7 @@ def test_no_references_still_have_one_group(visibility: bool) -> None:
     assert layout.grouping.inverse.shape == (0,)
 
 
-# -- positions and tiles (SPEC 4.2, 4.3) -----------------------------------------------------------
+# -- positions and tiles (docs/spec.md#r2pe, #mcam) ------------------------------------------------
 
 
 @given(layouts(rows=5, columns=5))
@@ -127,7 +127,8 @@ def test_pooling_tiles_contain_their_tokens(layout: SceneLayout) -> None:
 
 
 def test_share_of_tokens_that_get_another_tiles_score() -> None:
-    """SPEC 4.3 counts them: 82% at both released sizes, none where the width is a multiple of 8."""
+    """docs/spec.md#m2 counts them: 82% at both released sizes, none where the width is a multiple
+    of 8."""
     shares = []
     for height, width in ((30, 52), (52, 30), (45, 80)):
         layout = SceneLayout(video_frames=1, height=height, width=width)

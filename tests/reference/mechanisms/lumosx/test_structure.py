@@ -1,4 +1,4 @@
-"""Structural tensors against SPEC read token by token."""
+"""Structural tensors against docs/spec.md read token by token."""
 
 import cmath
 from dataclasses import asdict, replace
@@ -54,7 +54,7 @@ def streams(draw: st.DrawFn) -> list[SceneLayout]:
     return found
 
 
-# -- rotary tables (SPEC 4.2) ----------------------------------------------------------------------
+# -- rotary tables (docs/spec.md#r2pe) -------------------------------------------------------------
 
 
 def test_axes_of_the_released_heads() -> None:
