@@ -13,7 +13,7 @@ from lumosx_rt.artifact import certificate
 from lumosx_rt.artifact.manifest import Manifest, check_files, read_manifest
 from lumosx_rt.artifact.source import encoders_of
 from lumosx_rt.backends.common.devices import Provider
-from lumosx_rt.backends.loading import load_backend
+from lumosx_rt.backends.table import load_backend
 from lumosx_rt.calibration.formats import format_of
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.checkpoints.bundle import Bundle
