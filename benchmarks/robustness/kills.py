@@ -29,6 +29,7 @@ import torch
 
 import lumosx_rt as rt
 from benchmarks.records import keep
+from benchmarks.robustness import toy
 from lumosx_rt.artifact.source import random_transformer
 from lumosx_rt.bench.run import bench
 from lumosx_rt.builder import calibrate as calibrating
@@ -38,13 +39,12 @@ from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.encoders.random import random_components
 from lumosx_rt.reference.training.latents import build_cache
-from tests.helpers import toy
 
 CONFIG = LumosXConfig(dim=32, ffn_dim=64, num_heads=2, num_layers=2, text_dim=64, text_len=48)
 DEFAULTS = {"frames": 5, "height": 32, "width": 48, "steps": 4, "shift": 3.0, "guidance": 3.0}
 RECIPE = """
 from lumosx_rt.reference.training.recipe import Recipe, Stage
-from tests.helpers.toy import CONFIG, SIZE, Toy
+from benchmarks.robustness.toy import CONFIG, SIZE, Toy
 
 def brief():
     stage = Stage(name="brief", steps=12, data=Toy(4, name="toy"), streams=2, seeds=2)

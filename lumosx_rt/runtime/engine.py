@@ -26,6 +26,7 @@ from lumosx_rt.reference.sampling.denoise import denoise_together
 from lumosx_rt.reference.sampling.inputs import MAX_STREAMS, MECHANISMS, Backend, Inputs
 from lumosx_rt.reference.sampling.memory_plan import MemoryPlan
 from lumosx_rt.reference.sampling.request import Request, ValidRequest, check_sampling
+from lumosx_rt.reference.sampling.schedules import RELEASED
 from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy
 from lumosx_rt.reference.sampling.solvers import SamplerState
 from lumosx_rt.reference.scenes.prepared import prepare_scene
@@ -184,7 +185,8 @@ class Engine:
         )
         seeds = tuple(chosen.get("seeds", (0,)))
         sampling: dict[str, Any] = {name: chosen.get(name, defaults[name]) for name in SAMPLING}
-        check_sampling(seeds, **sampling)
+        schedule = chosen.get("schedule", RELEASED)
+        check_sampling(seeds, **sampling, schedule=schedule)
         prepared = prepare_scene(
             scene,
             size.height,
@@ -197,6 +199,7 @@ class Engine:
         negative_prompt = chosen.get("negative_prompt", NEGATIVE_PROMPT)
         valid = ValidRequest(
             prepared, size, layout, seeds, **sampling, negative_prompt=negative_prompt,
+            schedule_name=schedule,
             mechanism=self.mechanism,
         )  # fmt: skip
         return valid if self.max_memory is None else replace(valid, plan=self._plan(valid))

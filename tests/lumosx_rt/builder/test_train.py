@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.robustness import toy
 from lumosx_rt.builder.train import train
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.training.latents import build_cache
-from tests.helpers import toy
 
 RECIPE = """
 from lumosx_rt.reference.training.recipe import Recipe, Stage
-from tests.helpers.toy import CONFIG, SIZE, Toy
+from benchmarks.robustness.toy import CONFIG, SIZE, Toy
 
 def brief():
     stage = Stage(name="brief", steps=3, data=Toy(4, name="toy"), streams=2, seeds=2)

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from benchmarks.robustness import toy
+from benchmarks.robustness.toy import CONFIG, SIZE, Toy
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.backbones.wan import LumosX
@@ -22,8 +24,6 @@ from lumosx_rt.reference.training.latents import LatentCache, build_cache
 from lumosx_rt.reference.training.loop import Progress, batch_loss, train
 from lumosx_rt.reference.training.optimizer import initialise
 from lumosx_rt.reference.training.recipe import Recipe, Stage, Times
-from tests.helpers import toy
-from tests.helpers.toy import CONFIG, SIZE, Toy
 
 ONE, TWO = Toy(6, name="one"), Toy(4, name="two", fingerprint="other", kinds=((1, (2, 1)),))
 
@@ -226,7 +226,7 @@ import torch
 from lumosx_rt.reference.training.latents import LatentCache
 from lumosx_rt.reference.training.recipe import Recipe, Stage
 from lumosx_rt.reference.training.loop import train
-from tests.helpers.toy import CONFIG, SIZE, Toy
+from benchmarks.robustness.toy import CONFIG, SIZE, Toy
 torch.set_num_threads(1)
 data = Toy(4, name="two", fingerprint="other", kinds=((1, (2, 1)),))
 one = Stage(name="first", steps=1, data=data, streams=4, seeds=2)
