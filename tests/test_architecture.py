@@ -16,6 +16,7 @@ ORDER = (
     # floor 1: what is computed, in plain PyTorch
     "reference.errors",  # the one exception
     "reference.files",  # written whole or not at all, read under limits, hashed
+    "reference.progress",  # how long work says what it does
     "reference.metrics",  # how far apart two results are
     "reference.scenes",  # what a person writes, prepared once
     "reference.checkpoints",  # files of weights of any origin, none trusted

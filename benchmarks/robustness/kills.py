@@ -31,7 +31,7 @@ import lumosx_rt as rt
 from benchmarks.records import keep
 from benchmarks.robustness import toy
 from lumosx_rt.artifact.source import random_transformer
-from lumosx_rt.bench.run import bench
+from lumosx_rt.bench.run import benchmark
 from lumosx_rt.builder import calibrate as calibrating
 from lumosx_rt.builder import train as training
 from lumosx_rt.export.onnx import graph
@@ -115,7 +115,7 @@ def run_calibrate(place: Path, folder: Path) -> None:
 
 def run_bench(place: Path, folder: Path) -> None:
     tiny = Path(__file__).parents[2] / "checkpoints" / "tiny"
-    bench(tiny, folder / "bench", scene_list="ci", scenes=4, sampling={"steps": 2})
+    benchmark(tiny, folder / "bench", scene_list="ci", scenes=4, sampling={"steps": 2})
 
 
 def digest(content: bytes) -> str:

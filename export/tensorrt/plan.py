@@ -6,7 +6,7 @@ everything here; what differs is a `Dialect`.
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -19,8 +19,8 @@ from lumosx_rt.export.tensorrt.layer_table import HEADING, problems, product_pro
 from lumosx_rt.export.tensorrt.variants import RTX, Dialect, missing_plugins, name_plugins
 from lumosx_rt.kernels.qdq import PROBABILITY_SCALE
 from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.progress import Report
 
-Report = Callable[[str], None]
 _TICK = 0.1  # seconds
 _TOLD = (None, "Building engine")  # parents of the phases that are worth a line
 _SCRATCH = "Max Scratch Memory: "

@@ -22,7 +22,7 @@ from lumosx_rt.artifact.manifest import (
 )
 from lumosx_rt.artifact.report import write_report
 from lumosx_rt.artifact.source import ENCODERS, CheckpointSource, RandomSource, Source
-from lumosx_rt.backends.common.compiler import Compiler, Report
+from lumosx_rt.backends.common.compiler import Compiler
 from lumosx_rt.backends.common.forward_parity import forward_parity
 from lumosx_rt.backends.table import compiler_of, load_backend
 from lumosx_rt.builder.options import BuildOptions
@@ -32,6 +32,7 @@ from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.checkpoints.bundle import find_bundle
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.progress import Report
 from lumosx_rt.reference.sampling.inputs import LIMITS
 from lumosx_rt.runtime.memory import peak_memory_bytes
 

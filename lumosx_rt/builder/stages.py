@@ -17,12 +17,13 @@ from lumosx_rt.artifact.manifest import (
     record_files,
 )
 from lumosx_rt.artifact.source import ENCODERS, RandomSource, Source
-from lumosx_rt.backends.common.compiler import Compiler, Report
+from lumosx_rt.backends.common.compiler import Compiler
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import write_atomically
+from lumosx_rt.reference.progress import Report
 
 STAGES = "stages.json"
 

@@ -41,8 +41,8 @@ LOSS_MEMORY = 0.98  # of the smoothed loss
 MEASURED_STEPS = 3  # before a remaining time is told
 
 
-class Progress(NamedTuple):
-    """One finished step. step: counted from 0; steps: of the whole run."""
+class TrainingStep(NamedTuple):
+    """A finished step of training. step: counted from 0; steps: of the whole run."""
 
     step: int
     steps: int
@@ -64,7 +64,7 @@ def train(
     caches: Mapping[str, LatentCache] | None = None,
     device: str = "cpu",
     resume: bool = True,
-    progress: Callable[[Progress], None] = lambda done: None,
+    progress: Callable[[TrainingStep], None] = lambda done: None,
 ) -> LumosX:
     """Trains a recipe in a folder, from its last checkpoint if there is one; the averaged model.
 
@@ -112,7 +112,7 @@ def train(
                 if metrics is not None:
                     now, done = time.perf_counter(), run.step - first
                     left = (recipe.steps - run.step) * (now - started) / done
-                    told = Progress(
+                    finished = TrainingStep(
                         step,
                         recipe.steps,
                         recipe.stage_at(step).name,
@@ -125,8 +125,8 @@ def train(
                         left if done >= MEASURED_STEPS else None,
                     )
                     before = now
-                    metrics.add(told, last or step == 0 or run.step % recipe.log_every == 0)
-                    progress(told)
+                    metrics.add(finished, last or step == 0 or run.step % recipe.log_every == 0)
+                    progress(finished)
         return run.averaged()
 
 
@@ -257,10 +257,10 @@ class _Metrics:
             file.write_text("".join(f"{line}\n" for line in kept), "utf-8")
         self.path = path
 
-    def add(self, told: Progress, due: bool) -> None:
+    def add(self, finished: TrainingStep, due: bool) -> None:
         if due:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(told._asdict()) + "\n")
+                file.write(json.dumps(finished._asdict()) + "\n")
 
 
 def _step_of(line: str) -> float:

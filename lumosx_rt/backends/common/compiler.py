@@ -1,6 +1,5 @@
 """What makes an engine's graph, package or plan: the protocol of every backend's compiler."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,9 +10,8 @@ from lumosx_rt.calibration.formats import FORMATS, Format
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.progress import Report
 from lumosx_rt.reference.sampling.shortcuts import Lossy
-
-Report = Callable[[str], None]
 
 
 class Compiler(Protocol):

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from lumosx_rt.artifact.manifest import GRAPH
 from lumosx_rt.artifact.versions import versions
-from lumosx_rt.backends.common.compiler import Report
 from lumosx_rt.backends.common.devices import Provider
 from lumosx_rt.backends.common.fp8_layers import layer_parity
 from lumosx_rt.calibration.apply.graph import carried
@@ -18,6 +17,7 @@ from lumosx_rt.export.onnx.graph import OPSETS
 from lumosx_rt.export.onnx.named_values import marked, name_marked
 from lumosx_rt.export.onnx.ops import QDQ_NODES, export_ops
 from lumosx_rt.reference.backbones.wan import LumosX
+from lumosx_rt.reference.progress import Report
 
 
 @dataclass(frozen=True)

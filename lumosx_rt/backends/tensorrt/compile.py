@@ -23,13 +23,14 @@ from lumosx_rt.backends.tensorrt.checks import (
     import_tensorrt,
 )
 from lumosx_rt.export.limits import Limits
-from lumosx_rt.export.tensorrt.plan import DTYPES, MAX_SEEDS, Report, build_plan
+from lumosx_rt.export.tensorrt.plan import DTYPES, MAX_SEEDS, build_plan
 from lumosx_rt.export.tensorrt.variants import CLASSIC, plugin_nodes
 from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import sha256_of
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.progress import Report
 from lumosx_rt.reference.scenes.video_size import VideoSize
 
 

@@ -27,11 +27,12 @@ from lumosx_rt.calibration.apply.graph import check_carriable
 from lumosx_rt.calibration.calibration_file import Calibration
 from lumosx_rt.calibration.formats import FORMATS, Format, format_of
 from lumosx_rt.export.limits import Limits
-from lumosx_rt.export.tensorrt.plan import DTYPES, MAX_SEEDS, Report, attention_sites, build_plan
+from lumosx_rt.export.tensorrt.plan import DTYPES, MAX_SEEDS, attention_sites, build_plan
 from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import sha256_of
+from lumosx_rt.reference.progress import Report
 from lumosx_rt.reference.sampling.inputs import LIMITS
 from lumosx_rt.reference.scenes.video_size import VideoSize
 

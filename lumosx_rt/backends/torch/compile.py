@@ -14,7 +14,6 @@ import torch
 from lumosx_rt.artifact import user_cache as cache
 from lumosx_rt.artifact.manifest import PACKAGE
 from lumosx_rt.artifact.versions import versions
-from lumosx_rt.backends.common.compiler import Report
 from lumosx_rt.backends.common.devices import Provider, device_facts
 from lumosx_rt.calibration.apply.graph import carried
 from lumosx_rt.calibration.calibration_file import Calibration
@@ -26,6 +25,7 @@ from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import sha256_of
+from lumosx_rt.reference.progress import Report
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of a package's linears and attention
 

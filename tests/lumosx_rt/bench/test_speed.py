@@ -12,7 +12,7 @@ import torch
 
 from lumosx_rt.artifact.manifest import read_manifest
 from lumosx_rt.artifact.report import write_report
-from lumosx_rt.bench.run import bench
+from lumosx_rt.bench.run import benchmark
 from lumosx_rt.bench.speed import cold
 from lumosx_rt.bench.speed import command as speed_command
 from lumosx_rt.bench.speed import page as speed_page
@@ -340,7 +340,7 @@ def test_a_first_request_in_its_own_process(micro, micro_bundle, monkeypatch) ->
 )
 def test_what_does_not_go_together_is_refused(tmp_path, options, match) -> None:
     with pytest.raises(LumosXError, match=match):
-        bench(tmp_path, tmp_path / "out", **options)
+        benchmark(tmp_path, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 

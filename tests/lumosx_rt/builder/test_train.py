@@ -51,7 +51,7 @@ def test_a_recipe_becomes_a_bundle(run, recipe, tmp_path):
         assert curve.width > 100
 
     told: list[str] = []
-    train(f"{recipe}:brief", out, told=lambda part, *rest: told.append(part))
+    train(f"{recipe}:brief", out, progress=lambda part, *rest: told.append(part))
     assert not told  # it is found again
 
 
@@ -67,8 +67,8 @@ def test_a_stopped_run_goes_on(recipe, tmp_path):
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(f"{recipe}:brief", out, told=stop)
-    train(f"{recipe}:brief", out, told=stop)
+        train(f"{recipe}:brief", out, progress=stop)
+    train(f"{recipe}:brief", out, progress=stop)
     assert steps == [1, 2, 3]
 
 
