@@ -17,6 +17,7 @@ from lumosx_rt.calibration.apply.graph import check_carriable
 from lumosx_rt.calibration.formats import FORMATS
 from lumosx_rt.export.onnx.graph import OPSETS
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.packages import EXPORT, require
 from lumosx_rt.reference.scenes.video_size import VideoSize
 
 BACKENDS = ("auto", "onnxruntime", "torch", TENSORRT_RTX, TENSORRT)
@@ -58,6 +59,7 @@ def compiler_of(
             )
         check_plan_request(precision, targets, max_seeds, buckets)
         document = calibration_for(precision, calibration, random)
+        require(f"--backend {TENSORRT_RTX}", *EXPORT, "onnxruntime")
         return plan_compiler(
             precision, targets, max_seeds, max_size, buckets, weight_streaming, document
         )
@@ -68,6 +70,7 @@ def compiler_of(
                 "fp16 for the GPU of this machine; leave them away, or take --backend "
                 f"{TENSORRT_RTX}"
             )
+        require(f"--backend {TENSORRT}", *EXPORT)
         return plugin_plan_compiler(precision, max_seeds, max_size, weight_streaming)
     if targets or max_seeds or max_size or buckets or weight_streaming:
         raise LumosXError(
@@ -92,4 +95,5 @@ def compiler_of(
         check_carriable(document)
     if precision == "fp8" and opset not in (None, OPSETS[0]):
         raise LumosXError(f"opset: got {opset}, fp8 is opset {OPSETS[0]}; leave it away")
+    require("building an engine", *EXPORT, "onnxruntime")
     return OnnxCompiler(precision or "fp32", opset or OPSETS[0], document)

@@ -9,6 +9,7 @@ from lumosx_rt.calibration.calibration_file import Calibration, read_calibration
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.packages import require
 
 Report = Callable[[str], None]
 
@@ -80,4 +81,8 @@ def calibration_for(
             f"calibration: got {calibration}, only fp8 uses it; add --precision fp8, or leave it "
             "away"
         )
-    return None if calibration is None else read_calibration(calibration)
+    if calibration is not None:
+        return read_calibration(calibration)
+    if precision == "fp8":
+        require("calibration on noise", "modelopt")
+    return None
