@@ -8,10 +8,10 @@ INSTALLED := $(VENV)/.installed
 install: $(INSTALLED)
 
 # torch is pinned to its CPU build by the constraints; a looser request pulls gigabytes of CUDA
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt lumosx_rt/__init__.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 # Personalized videos out of prompt folders, by an engine checked against the reference, and judged
@@ -45,8 +45,9 @@ docs: install
 	$(BIN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# The wheel, in dist/
+# The wheel, in dist/; files of an earlier build would end in it
 dist: install
+	rm -rf build
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
 
 # Speed on this CPU, one thread; the tables of README.md and docs/ follow

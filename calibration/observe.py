@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from lumosx_rt.reference.backbones.ops import QKV, WordBias
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
+from lumosx_rt.reference.packages import require
 from lumosx_rt.reference.sampling.request import Request
 
 Ranges = dict[str, dict[str, list[float | None]]]
@@ -174,10 +175,6 @@ def max_calibrator(axis: int | None) -> Any:
 
 
 def modelopt_version() -> str:
-    """Raises LumosXError where it is not installed."""
-    try:
-        return version("nvidia-modelopt")
-    except PackageNotFoundError:
-        raise LumosXError(
-            "calibration needs nvidia-modelopt, which is not here; pip install nvidia-modelopt"
-        ) from None
+    """Return the version of nvidia-modelopt. Raises LumosXError if it is not installed."""
+    require("calibration", "modelopt")
+    return version("nvidia-modelopt")

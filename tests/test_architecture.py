@@ -15,6 +15,7 @@ FOLDERS = (*LINKS, "lumosx_rt")
 ORDER = (
     # floor 1: what is computed, in plain PyTorch
     "reference.errors",  # the one exception
+    "reference.packages",  # what not everybody needs
     "reference.files",  # written whole or not at all, read under limits, hashed
     "reference.progress",  # how long work says what it does
     "reference.metrics",  # how far apart two results are

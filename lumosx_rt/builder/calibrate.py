@@ -47,6 +47,7 @@ from lumosx_rt.reference.encoders.umt5 import load_text_encoder
 from lumosx_rt.reference.encoders.wan_vae import load_vae
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import replacing
+from lumosx_rt.reference.packages import require
 from lumosx_rt.reference.progress import Progress, Report, quiet
 from lumosx_rt.reference.sampling.request import Request
 from lumosx_rt.reference.scenes.video_size import VideoSize
@@ -91,6 +92,7 @@ def calibrate(
     if precision not in ("fp32", "bf16"):
         raise LumosXError(f"precision: got '{precision}', accepted are fp32, bf16")
     check_budget(budget)
+    require("calibration", "modelopt")
     chosen = find_scenes(scenes, count)
     source = CheckpointSource(find_bundle(path))
     defaults = source.defaults

@@ -18,6 +18,7 @@ from lumosx_rt.artifact.manifest import GRAPH, Manifest
 from lumosx_rt.artifact.source import source_of
 from lumosx_rt.reference.backbones.ops import Ops
 from lumosx_rt.reference.backbones.wan import Head, LumosX
+from lumosx_rt.reference.packages import require
 from lumosx_rt.reference.sampling.eager import EagerBackend
 from lumosx_rt.reference.sampling.inputs import OUTPUT, Backend, Inputs
 
@@ -125,6 +126,7 @@ def in_graph(graph: Path, inputs: Inputs, latents: Tensor, time: int) -> str | N
     Beside every value stands its sum of 0 * x, which is 0 or NaN; only these leave the graph, so
     the run needs hardly more memory than a step. It takes the weights a second time, on the CPU.
     """
+    require("looking into a graph", "onnx")
     import onnx
     import onnxruntime
 

@@ -67,6 +67,9 @@ def _torch() -> str:
 
 
 def _providers() -> list[str]:
+    from lumosx_rt.reference.packages import require
+
+    require("the backend onnxruntime", "onnxruntime")
     import onnxruntime
 
     return list(onnxruntime.get_available_providers())

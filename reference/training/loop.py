@@ -27,6 +27,7 @@ from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError, listing
 from lumosx_rt.reference.files import replacing
+from lumosx_rt.reference.packages import require
 from lumosx_rt.reference.sampling.flow import training_loss
 from lumosx_rt.reference.training.batches import Batch, batch_at
 from lumosx_rt.reference.training.budget import plan
@@ -299,6 +300,7 @@ class _AcceleratedCrew(_Crew):
     """Processes that share the scenes of a step; gradients are their mean."""
 
     def __init__(self, device: str) -> None:
+        require("training on a GPU or by several processes", "accelerate")
         from accelerate import Accelerator
 
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")

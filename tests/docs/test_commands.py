@@ -67,7 +67,7 @@ def in_text(text: str) -> Iterator[str]:
     for line in text.splitlines():
         if line.startswith("    "):
             line = re.split(r"\s{3,}", line.strip())[0]
-            if re.match(r"lumosx-rt |python \S+\.py", line):
+            if re.match(r"lumosx-rt |python (-m )?(\S+\.py|benchmarks\.)", line):
                 yield from said(line)
 
 
@@ -127,13 +127,17 @@ def _program(words: list[str]) -> str | None:
 
 
 def _script(words: list[str]) -> str | None:
+    """Judge a file of this repository, or a module of it (`-m`); other programs are not ours."""
+    if words[:1] == ["-m"] and words[1:] and (ROOT / words[1].split(".")[0]).is_dir():
+        words = [words[1].replace(".", "/") + ".py", *words[2:]]
     if not words or not words[0].endswith(".py"):
         return None
     script = ROOT / words[0]
     if not script.is_file():
         return f"no file {words[0]}"
     source = script.read_text("utf-8")
-    unknown = [w for w in words[1:] if w.startswith("-") and f'"{w}"' not in source]
+    options = [word.strip("[]") for word in words[1:]]
+    unknown = [w for w in options if w.startswith("-") and f'"{w}"' not in source]
     return f"{words[0]} has no {', '.join(unknown)}" if unknown else None
 
 
@@ -161,6 +165,7 @@ def test_commands_are_found_in_every_kind_of_place() -> None:
     assert {"README.md", "docs/precision.md"} <= set(found.values())
     assert any(place.startswith("lumosx_rt/") for place in found.values())
     assert any(place.startswith("benchmarks/") for place in found.values())
+    assert any(c.startswith("python -m benchmarks.") and ".py" in found[c] for c in found)
     assert set(EXECUTED) <= set(found)
 
 
@@ -177,7 +182,9 @@ def test_a_command_is_accepted(command: str) -> None:
         "lumosx-rt generate engines/tiny samples --steps many",
         "lumosx-rt generate engines/tiny",
         "lumosx-rt build | make",
+        "python benchmarks/none.py",
         "python -m benchmarks.none",
+        "python -m benchmarks.speed",
         "python -m benchmarks.tables --chekc",
         "make demos",
         "pip install lumosx-rt[gpus]",

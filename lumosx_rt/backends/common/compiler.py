@@ -10,6 +10,7 @@ from lumosx_rt.calibration.formats import FORMATS, Format
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.packages import require
 from lumosx_rt.reference.progress import Report
 from lumosx_rt.reference.sampling.shortcuts import Lossy
 
@@ -84,7 +85,11 @@ def calibration_for(numbers: Format, calibration: Path | None, random: bool) -> 
             f"calibration: got {calibration}, only {needing} uses it; add --precision {needing}, "
             "or leave it away"
         )
-    return None if calibration is None else read_calibration(Path(calibration))
+    if calibration is not None:
+        return read_calibration(Path(calibration))
+    if numbers.quantized:
+        require("calibration on noise", "modelopt")
+    return None
 
 
 def check_whole(folder: Path, manifest: Manifest, lossy: Lossy) -> None:

@@ -15,6 +15,7 @@ from lumosx_rt.calibration.formats import format_of
 from lumosx_rt.export.onnx.graph import OPSETS
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.packages import EXPORT, require
 from lumosx_rt.reference.sampling.inputs import Backend
 
 PRECISIONS = ("fp32", "fp16", "fp8")
@@ -48,6 +49,7 @@ def compiler(options: OnnxRuntimeOptions, random: bool) -> OnnxCompiler:
         check_carriable(document)
     if numbers.quantized and opset not in (None, OPSETS[0]):
         raise LumosXError(f"opset: got {opset}, {precision} is opset {OPSETS[0]}; leave it away")
+    require("building an engine", *EXPORT, "onnxruntime")
     return OnnxCompiler(precision, opset or OPSETS[0], document)
 
 

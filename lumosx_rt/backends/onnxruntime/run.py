@@ -14,6 +14,7 @@ from torch import Tensor
 from lumosx_rt.backends.common.devices import PROVIDERS, Provider
 from lumosx_rt.backends.onnxruntime.providers import COMPILING, NAMES, Serving, open_session
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.packages import require
 from lumosx_rt.reference.sampling.inputs import OUTPUT, Denoiser, Inputs, check_shapes
 
 
@@ -30,6 +31,7 @@ class OnnxRuntimeBackend:
         threads: int | None = None,
         serving: Serving | None = None,
     ) -> None:
+        require("an engine of the backend onnxruntime", "onnxruntime")
         import onnxruntime
 
         self._ort: Any = onnxruntime

@@ -19,6 +19,7 @@ from lumosx_rt.export.onnx import split as cut
 from lumosx_rt.export.onnx.named_values import video_of
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.packages import require
 from lumosx_rt.reference.sampling.inputs import OUTPUT, Denoiser, Inputs
 from lumosx_rt.reference.sampling.shortcuts import Lossy
 
@@ -34,6 +35,7 @@ class CachingBackend:
         provider: Provider = "auto",
         threads: int | None = None,
     ) -> None:
+        require("cutting a graph (lossy shortcuts)", "onnxruntime", "onnx")
         import onnxruntime
 
         if provider in COMPILING:

@@ -30,6 +30,7 @@ from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import sha256_of
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.packages import EXPORT, require
 from lumosx_rt.reference.progress import Report
 from lumosx_rt.reference.scenes.video_size import VideoSize
 
@@ -149,6 +150,7 @@ def plugin_plan_compiler(asked: PlanRequest) -> PluginPlanCompiler:
         raise LumosXError(
             f"max_seeds: got {seeds}, accepted are 2 to {most}: a plan is checked with two"
         )
+    require("--backend tensorrt", *EXPORT)
     import_tensorrt()
     gpu_here()
     return PluginPlanCompiler(asked.precision, seeds, asked.max_size, asked.weight_streaming)

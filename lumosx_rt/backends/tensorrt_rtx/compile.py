@@ -32,6 +32,7 @@ from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import sha256_of
+from lumosx_rt.reference.packages import EXPORT, require
 from lumosx_rt.reference.progress import Report
 from lumosx_rt.reference.sampling.inputs import LIMITS
 from lumosx_rt.reference.scenes.video_size import VideoSize
@@ -209,6 +210,7 @@ def plan_compiler(asked: PlanRequest, random: bool) -> PlanCompiler:
     document = calibration_for(numbers, asked.calibration, random)
     if document is not None:
         check_carriable(document)
+    require(f"--backend {BACKEND}", *EXPORT, "onnxruntime")
     import_tensorrt_rtx()
     return PlanCompiler(
         asked.precision, chosen, seeds, asked.max_size, asked.weight_streaming, document, buckets
