@@ -37,7 +37,7 @@ from lumosx_rt.reference.backbones.wan import LumosX
 
 ROW_PROBABILITY_SCALE = 2.0**-8  # of exp(logit - largest logit), as in online_softmax.py
 Probe = Callable[[str, Tensor, Tensor], None]
-"""Told (site, what it would give unquantized, what it gives) of every call."""
+"""Called with (site, what it gives unquantized, what it gives) whenever a site has run."""
 
 
 class SimulatedLinear(nn.Module):
@@ -90,7 +90,8 @@ class Simulation:
     ) -> AbstractContextManager[LumosX]:
         """Give the model with these sites quantized, while the block runs.
 
-        probe: told what each of them makes of the same operands with and without quantization.
+        probe: called with what each of them makes of the same operands without and with
+        quantization.
         """
         linears: dict[str, nn.Module] = {}
         for site in sites:

@@ -83,6 +83,14 @@ def test_a_file_imports_from_its_own_floor_or_lower_ones(module: str) -> None:
             assert other == own or FLOORS[other] < FLOORS[own], f"{module} imports {name}"
 
 
+def test_operations_are_wrapped_without_the_types_of_a_mechanism() -> None:
+    """Their argument objects are passed on; only opaque nodes of LumosX's own look into one."""
+    structure = "lumosx_rt.reference.mechanisms.lumosx.structure"
+    above = (m for m in MODULES if floor_of(m) not in ("reference", "kernels"))
+    users = {module for module in above if structure in imported(MODULES[module])}
+    assert users == {"lumosx_rt.export.onnx.opaque_nodes"}
+
+
 def test_no_import_cycle() -> None:
     left = {name: imported(file, deep=False) & MODULES.keys() for name, file in MODULES.items()}
     while free := [name for name, needs in left.items() if not needs & left.keys()]:

@@ -7,7 +7,8 @@ as plain torch does on the same rounded inputs.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from inspect import signature
 
 import pytest
 import torch
@@ -362,6 +363,14 @@ def test_norm_modulate_keeps_the_residual_wide() -> None:
     expected = oracle.layer_norm(expected_x) * scale.double() + shift.double()
     plain = (F.layer_norm(expected_x.float(), (WIDTH,), eps=oracle.EPS) * scale + shift).bfloat16()
     assert relative(y, expected) <= 2 * relative(plain, expected)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(ops.Ops)])
+def test_an_operation_takes_one_argument_object_of_its_name(name: str) -> None:
+    call, *others = signature(getattr(ops.REFERENCE, name)).parameters.values()
+    kind = call.annotation
+    assert kind is getattr(ops, name.title().replace("_", "")) and kind._fields
+    assert all(other.default is not other.empty for other in others)
 
 
 def test_the_reference_is_these_four() -> None:
