@@ -66,12 +66,7 @@ PORTABLE = [
 ]
 NAMING = {  # above the sampler, and why each still names a type of LumosX
     "calibration.noise": "binds a request of noise without a scene",
-    "calibration.apply.graph": "wraps LumosX's attention",
-    "calibration.apply.kernels": "wraps LumosX's attention",
-    "calibration.observe": "wraps LumosX's attention",
-    "calibration.simulate": "wraps LumosX's attention",
     "export.limits": "the size of a pooling tile bounds the tiles",
-    "export.onnx.named_values": "marks LumosX's attention in a graph",
     "export.onnx.opaque_nodes": "LumosX's operations as opaque nodes",
     "export.tensorrt.padded_keys": "pads the references of LumosX's rectangle",
     "backends.tensorrt.compile": "is checked on layouts that must fit a plan",

@@ -96,8 +96,8 @@ def _watched(model: LumosX, found: list[str]) -> Iterator[None]:
         return lambda module, given, made: look(name, made)
 
     def around(operation: str, run: Any) -> Any:
-        def watched(*given: Any) -> Any:
-            made = run(*given)
+        def watched(call: Any) -> Any:
+            made = run(call)
             look(f"{block}, {operation}", made)
             return made
 
