@@ -17,6 +17,7 @@ ORDER = (
     "reference.errors",  # the one exception
     "reference.packages",  # what not everybody needs
     "reference.files",  # written whole or not at all, read under limits, hashed
+    "reference.charts",
     "reference.progress",  # how long work says what it does
     "reference.metrics",  # how far apart two results are
     "reference.scenes",  # what a person writes, prepared once
