@@ -120,7 +120,7 @@ class Observer:
 
 
 def observe(model: LumosX, request: Request, sampling: Sampling) -> Ranges:
-    """Samples one scene and returns what it showed. Raises LumosXError naming a site that is not
+    """Sample one scene and return what it showed. Raises LumosXError naming a site that is not
     finite."""
     observer = Observer(model, sampling.bins)
     bin_of = {step: b for b, steps in enumerate(sampling.binned_steps) for step in steps}

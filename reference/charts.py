@@ -52,12 +52,14 @@ def curves(
     *,
     logarithmic: bool = False,
     marks: Mapping[str, float] | None = None,
+    size: tuple[float, float] = (4.4, 3.1),
 ) -> Image.Image:
     """Draw lines through (x, y) points; across and up name the axes.
 
     logarithmic: of the upright axis, which begins at 0 otherwise. marks: upright lines, by name.
+    size: width and height in hundreds of pixels.
     """
-    figure, axes = _figure(4.4, 3.1, title, across, up)
+    figure, axes = _figure(*size, title, across, up)
     for colour, (name, points) in zip(_cycle(len(series)), series.items(), strict=True):
         xs, ys = zip(*sorted(points), strict=True)
         dot = "o" if len(points) < 40 else None

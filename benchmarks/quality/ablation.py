@@ -119,7 +119,7 @@ def tell(part: str, done: int, steps: int, metrics: dict[str, float]) -> None:
 
 
 def run(components: Path, folder: Path, name: str) -> list[Result]:
-    """Trains and judges one variant, or finds it again."""
+    """Train and judge one variant, or find it again."""
     variant = VARIANTS[name]
     place, latents = folder / name.replace(" ", "-").replace(",", ""), folder / "latents"
     single = TINY.phases[0].recipe(components, None)

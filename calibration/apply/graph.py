@@ -1,6 +1,6 @@
 """A calibrated model with e4m3 in its graph: what the exports of FP8 engines trace.
 
-    linear      y = dq(q(x, x_scale)) @ dq(w8, w_scale) + bias            w8 lies in the file
+    linear      y = dq(q(x, x_scale)) @ dq(w8, w_scale) + bias            w8 is in the file
     attention   p = softmax(dq(q(q)) @ dq(q(k - mean)).T / sqrt(d))
                 out = dq(q(p, 1/448)) @ dq(q(v))
 
@@ -106,7 +106,7 @@ def carried(
 
 
 def check_carriable(document: Calibration) -> None:
-    """Raises LumosXError where scales are found while running, which graphs do not do."""
+    """Raise LumosXError where scales are found while running, which graphs do not do."""
     if document.scheme["activations"] != "tensor":
         raise LumosXError(
             "calibration: its activations have a scale a row, found while running, which only the "

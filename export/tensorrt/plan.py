@@ -70,7 +70,7 @@ def build_plan(
     trt: the module tensorrt_rtx or tensorrt; dialect: its own. graph: .onnx, strongly typed; sites:
     its attention, `attention_sites`; plugins: its opaque nodes, {name: kind}. precision: "bf16" or
     "fp16", that of attention. targets: compute capabilities ("sm_89") to compile for; without any,
-    that of this machine's GPU. fp8: what has to be in e4m3. report: told what TensorRT does.
+    that of this machine's GPU. fp8: what has to be in e4m3. report: shown what TensorRT does.
     Raises LumosXError where it cannot build, or where an attention did not become one fused kernel,
     an 8-bit product or a plugin is none, or an input is not read; nothing is left at `path` then.
     An interrupted build stops at TensorRT's next step.

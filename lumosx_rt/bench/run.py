@@ -145,7 +145,7 @@ def told(summary: dict[str, Any]) -> str:
 
 
 def _check_comparable(identity: dict[str, Any], against: Path) -> None:
-    """Raises LumosXError where the other run was drawn or judged by other code."""
+    """Raise LumosXError where the other run was drawn or judged by other code."""
     file = against.parent / RUN_FILE
     if file.is_file() and read_identity(file).get("world") != identity["world"]:
         raise LumosXError(

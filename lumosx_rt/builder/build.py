@@ -200,7 +200,7 @@ def _why_not_up_to_date(out: Path, key: str, compiler: Compiler) -> str | None:
 
 
 def _components(source: Source, partial: Path) -> dict[str, str]:
-    """Hashes of the encoders the engine belongs to: its own, else those beside the weights."""
+    """Hash of the encoders the engine belongs to: its own, else those beside the weights."""
     if (partial / "components").is_dir():
         bundle = find_bundle(partial / "components")
         if isinstance(source, CheckpointSource):

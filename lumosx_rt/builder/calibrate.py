@@ -79,7 +79,7 @@ def calibrate(
     report: Report = lambda line: None,
     progress: Progress = quiet,
 ) -> Calibration:
-    """Calibrates a bundle and writes `out`, and beside it the picture of its front (.png).
+    """Calibrate a bundle and writes `out`, and beside it the picture of its front (.png).
 
     scenes, count: as for `find_scenes`. steps: by default the bundle's own. bins: timestep bins.
     budget: least SQNR of the velocity, dB. precision: that the model is observed in. Raises

@@ -17,7 +17,7 @@ def train(
     report: Report = lambda line: None,
     progress: Progress = quiet,
 ) -> Path:
-    """Trains what a name says, in a folder; returns the finished bundle, folder/bundle.
+    """Train what a name says, in a folder; return the finished bundle, folder/bundle.
 
     recipe: "tiny" for the drawn world's LumosX, encoders included, or FILE.py:FUNCTION, a function
     that returns a `Recipe`. A run that was killed goes on where it was. processes: workers that

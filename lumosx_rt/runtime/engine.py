@@ -107,7 +107,7 @@ class Engine:
         self.max_memory = max_memory
         self._held_bytes = held_at_load()
         if max_memory is not None:
-            # what may be remembered is set aside, so that plans stay as told
+            # what may be remembered is set aside, so that plans stay as stated
             remember = min(remember, max_memory // 16)
             self._held_bytes += remember
         self.health, self.remembered = Health(), Remembered(remember)
@@ -253,7 +253,7 @@ class Engine:
         return encoder_facts(self.components)
 
     def sample(self, request: Request) -> Iterator[SamplerState]:
-        """Yields the noise, then the state after every step; stop iterating to cancel.
+        """Yield the noise, then the state after every step; stop iterating to cancel.
 
         Raises NotFinite, which names the step, and the block if its insides can be shown.
         """
@@ -308,7 +308,7 @@ class Engine:
     def stream(
         self, scene: Scene | str | Path, *, previews: bool = True, **settings: Unpack[Settings]
     ) -> Iterator[Event]:
-        """`generate`, told step by step: an event after every step, then one with the videos.
+        """`generate`, step by step: an event after every step, then one with the videos.
 
         previews: every event shows the frame that the video would begin with. Stop iterating to
         cancel.

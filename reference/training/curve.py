@@ -23,6 +23,8 @@ def draw_curve(metrics: str | Path, picture: str | Path) -> None:
     begins: dict[str, float] = {}
     for line in lines:
         begins.setdefault(line["stage"], line["step"])
-    image = curves("Training", "step", "loss", series, logarithmic=True, marks=begins)
+    image = curves(
+        "Training", "step", "loss", series, logarithmic=True, marks=begins, size=(9.6, 4.8)
+    )
     with replacing(Path(picture)) as file:
         image.save(file, format="PNG")

@@ -67,7 +67,7 @@ def train(
     resume: bool = True,
     progress: Callable[[TrainingStep], None] = lambda done: None,
 ) -> LumosX:
-    """Trains a recipe in a folder, from its last checkpoint if there is one; the averaged model.
+    """Train a recipe in a folder, from its last checkpoint if there is one; the averaged model.
 
     caches: latents by the source's name; by default folder/cache, built where needed. progress is
     told every step in the main process, and may raise to stop. Raises LumosXError for a folder with
@@ -222,7 +222,7 @@ class _Run:
 
     @torch.no_grad()
     def load(self, path: Path) -> None:
-        """Raises LumosXError for the state of another recipe, or a damaged one."""
+        """Raise LumosXError for the state of another recipe, or a damaged one."""
         try:
             with safetensors.safe_open(str(path), framework="pt") as file:
                 about = json.loads(file.metadata()["training"])
@@ -248,7 +248,10 @@ class _Run:
 
 
 class _Metrics:
-    """Lines of JSON, one for every `log_every` steps. What a killed run wrote too much is cut."""
+    """Lines of JSON, one for every `log_every` steps.
+
+    On resume, lines after the last checkpoint are removed.
+    """
 
     def __init__(self, path: Path, step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

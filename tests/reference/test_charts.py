@@ -70,7 +70,13 @@ def test_labels_do_not_overlap() -> None:
 
 
 def test_titles_and_notes_stay_inside_the_picture() -> None:
-    rows = [("a rather long name of a row", {"k": 3.0, "l": 1.0}, "90 ms, x1.30 (of as released, eager, bf16: x1.22, 1.10 to 1.40)")]
+    rows = [
+        (
+            "a rather long name of a row",
+            {"k": 3.0, "l": 1.0},
+            "90 ms, x1.30 (of as released, eager, bf16: x1.22, 1.10 to 1.40)",
+        )
+    ]
     image = charts.bars("A title that is long enough to matter", "ms", rows)
     edge = [image.getpixel((x, y)) for x in (0, image.width - 1) for y in range(image.height)]
     edge += [image.getpixel((x, y)) for y in (0, image.height - 1) for x in range(image.width)]

@@ -157,7 +157,7 @@ def plugin_plan_compiler(asked: PlanRequest) -> PluginPlanCompiler:
 
 
 def _check_room(limits: Limits) -> None:
-    """Raises LumosXError where a plan would be too small for what it is checked on."""
+    """Raise LumosXError where a plan would be too small for what it is checked on."""
     for keys, _ in FORWARD_CASES:
         layout = SceneLayout.from_key(keys[0])
         sizes = (layout.video_frames, layout.height, layout.width, layout.references)

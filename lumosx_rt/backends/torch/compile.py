@@ -62,7 +62,7 @@ class TorchCompiler:
 
     @property
     def bytes_per_parameter(self) -> int:
-        # the weights lie in an object file, a library and the package before the first two go
+        # the weights are in an object file, a library and the package before the first two go
         return 3 * format_of(self.precision).weight_bytes
 
     @property

@@ -71,7 +71,7 @@ def run_suite(
     identity: dict[str, Any],
     progress: Progress = quiet,
 ) -> list[Result]:
-    """Makes and judges what `folder` does not hold yet; returns a result for every story.
+    """Make and judge what `folder` does not hold yet; return a result for every story.
 
     identity: kept in run.json. Raises LumosXError for a folder with another run, or something else.
     """

@@ -126,7 +126,7 @@ def run(
     folder: Path,
     progress: Progress = quiet,
 ) -> dict[str, Row]:
-    """Measures what `folder` does not hold yet; returns every case's row by its name."""
+    """Measure what `folder` does not hold yet; return every case's row by its name."""
     found = cases(subject, cold, product, reference)
     known = {}
     for line in whole_lines(folder / ROWS_FILE):

@@ -132,7 +132,7 @@ def cases(
 def measured(
     found: Sequence[Case], known: dict[str, Row], keep: Callable[[Row], None]
 ) -> Iterator[tuple[str, Row]]:
-    """Runs the cases that are not known yet; a refusal becomes a row that says why."""
+    """Run the cases that are not known yet; a refusal becomes a row that says why."""
     for name, case in found:
         if name not in known:
             try:

@@ -118,7 +118,7 @@ class Course:
         report: Report = lambda line: None,
         progress: Progress = quiet,
     ) -> Path:
-        """Does what is not done yet; returns the finished bundle, folder/bundle.
+        """Do what is not done yet; return the finished bundle, folder/bundle.
 
         processes: workers that make latents. Raises LumosXError as `make_bundle` does.
         """
@@ -181,7 +181,7 @@ class Course:
 
 @torch.no_grad()
 def normalised(vae: Any) -> Any:
-    """Sets what latents are divided by: a mean for each channel, one deviation for all.
+    """Set what latents are divided by: a mean for each channel, one deviation for all.
 
     Whitening each channel would blow up those that say little.
     """
