@@ -126,6 +126,7 @@ class _DenseMask:
         q, k, v = (
             torch.cat([x, ops.over_seeds(c, seeds)], 1).transpose(1, 2)
             for x, c in zip(self.video, self.condition, strict=True)
+            if x is not None and c is not None
         )
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask()).transpose(1, 2)
         video, condition = out.split([self.video.k.shape[1], self.condition.k.shape[1]], 1)

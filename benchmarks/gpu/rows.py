@@ -63,9 +63,10 @@ def norm_problem(
         return x, quantize_rows(y) if quantized else y
 
     def exact() -> Tensors:
-        whole = (part.double() for part in (gate, 1 + scaling, shift))
-        own = (x[:, rows].double(), delta[:, rows].double())
-        return ops.norm_modulate(NormModulate(*own, *whole, config.eps, torch.float64))
+        wide_gate, scale_, shift_ = (part.double() for part in (gate, 1 + scaling, shift))
+        here, added = x[:, rows].double(), delta[:, rows].double()
+        wide_call = NormModulate(here, added, wide_gate, scale_, shift_, config.eps, torch.float64)
+        return ops.norm_modulate(wide_call)
 
     def pick(output: Any) -> Tensors:
         return output[0][:, rows], wide(output[1], rows)

@@ -95,7 +95,7 @@ def run_build(place: Path, folder: Path) -> None:
                     time.sleep(0.02)
         return {name: facts[name] for name in ("operators", "half_precision_matrices", "opset")}
 
-    graph.export_onnx = export_onnx  # type: ignore[assignment]
+    graph.export_onnx = export_onnx
     rt.build(place / "bundle", folder / "engine")
 
 
@@ -192,9 +192,9 @@ def lived(child: int, seconds: float) -> int | None:
         if done:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.002)
-    for kill in (lambda: os.killpg(child, signal.SIGKILL), lambda: os.kill(child, signal.SIGKILL)):
+    for kill in (os.killpg, os.kill):
         try:
-            kill()
+            kill(child, signal.SIGKILL)
         except ProcessLookupError:
             pass
     os.waitpid(child, 0)
