@@ -152,6 +152,7 @@ def test_an_empty_environment_is_enough(wheel, tmp_path) -> None:
     place = tmp_path / "place"
     shutil.copytree(ROOT / "checkpoints" / "tiny", place / "checkpoints" / "tiny")
     shutil.copytree(ROOT / "samples", place / "samples")
+    shutil.copytree(ROOT / "examples", place / "examples")
     venv.create(tmp_path / "venv", with_pip=True)
     surroundings = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     surroundings |= {"LUMOSX_CACHE": str(tmp_path / "cache")}
@@ -178,3 +179,8 @@ def test_an_empty_environment_is_enough(wheel, tmp_path) -> None:
     assert json.loads((place / "calibration.json").read_text())["sites"]
     run("lumosx-rt", "bench", "engine", "--list", "ci", "--scenes", 2, "-o", "bench")
     assert json.loads(run("lumosx-rt", "doctor", "--json"))["problems"] == []
+    examples = sorted((ROOT / "examples").glob("*.py"))
+    for file in examples:
+        scene = "examples/scenes/pirate-and-knight"
+        run("python", f"examples/{file.name}", "engine", scene, "--steps", 4)
+    assert len(examples) == 5
