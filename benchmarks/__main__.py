@@ -1,7 +1,7 @@
 """Run a benchmark by its name, or list them all.
 
-    python -m benchmarks
-    python -m benchmarks speed.runtime ENGINE -o runtime.json
+python -m benchmarks
+python -m benchmarks speed.runtime ENGINE -o runtime.json
 """
 
 import ast

@@ -25,7 +25,8 @@ def train(
     FILE.py is your own code and is run: its function NAME returns a `Recipe`
     (lumosx_rt.reference.training.recipe). A stopped run continues with the same command.
 
-    Examples: `lumosx-rt train tiny -o out/tiny`, `lumosx-rt train samples/recipe.py:two_phases`
+    Examples: `lumosx-rt train tiny -o out/tiny`,
+    `lumosx-rt train examples/recipes/two_phases.py:two_phases`
     """
     with reasons("the last checkpoint is kept, the same command goes on from there"):
         from lumosx_rt.builder.train import train as run_training

@@ -19,7 +19,8 @@ import lumosx_rt as rt
 from lumosx_rt.cli.main import app
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("reference", "kernels", "export", "calibration", "lumosx_rt", "benchmarks", "samples")
+PACKAGE = ("reference", "kernels", "export", "calibration", "lumosx_rt")
+SOURCES = (*PACKAGE, "benchmarks", "samples", "examples")
 PROGRAMS = ("lumosx-rt", "python", "make", "pip", "apt", "pytest", "pre-commit")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
@@ -32,7 +33,7 @@ EXECUTED = (
 
 
 def pages() -> list[Path]:
-    folders = ("", "kernels", "calibration", "checkpoints/tiny")
+    folders = ("", "kernels", "calibration", "checkpoints/tiny", "examples")
     texts = [page for folder in folders for page in (ROOT / folder).glob("*.md")]
     return sorted([*texts, *(ROOT / "docs").rglob("*.md")])
 
@@ -234,7 +235,7 @@ def messages() -> list[str]:
 
 @cache
 def said_by_the_code() -> str:
-    texts = (text for folder in SOURCES[:5] for file in (ROOT / folder).rglob("*.py")
+    texts = (text for folder in PACKAGE for file in (ROOT / folder).rglob("*.py")
              for text in strings(file))  # fmt: skip
     return " ".join(" ".join(texts).split())
 

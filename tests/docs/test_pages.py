@@ -10,7 +10,7 @@ import pytest
 import lumosx_rt as rt
 
 ROOT = Path(__file__).parents[2]
-FLOORS = (ROOT / "kernels" / "README.md", ROOT / "calibration" / "README.md")
+FLOORS = tuple(ROOT / name / "README.md" for name in ("kernels", "calibration", "examples"))
 PAGES = sorted([*ROOT.glob("*.md"), *FLOORS, *(ROOT / "docs").rglob("*.md")])
 UNTRACKED = ("checkpoints/lumosx", "checkpoints/wan2.1")
 LINK = re.compile(r"\]\(([^)\s]+)\)")

@@ -86,10 +86,3 @@ def test_what_is_no_recipe_is_refused_with_the_reason(name, said, recipe, tmp_pa
     with pytest.raises(LumosXError, match=said):
         train(name.format(recipe=recipe), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_the_sample_recipe_says_which_data_it_wants(run, tmp_path, monkeypatch):
-    sample = Path(__file__).parents[3] / "samples" / "recipe.py"
-    monkeypatch.chdir(tmp_path)
-    done = run("train", f"{sample}:two_phases", code=1)
-    assert "data/single" in done.stderr

@@ -1,6 +1,6 @@
 """A training recipe of one's own: the paper's two phases, on folders of prompt folders.
 
-    lumosx-rt train samples/recipe.py:two_phases -o out/two-phases
+    lumosx-rt train examples/recipes/two_phases.py:two_phases -o out/two-phases
 
 Each prompt folder holds, beside its pictures and caption, the clip to learn, `video.mp4`.
 """
