@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-processors test-slow lint docs dist bench bench-gpu
+.PHONY: install demo test test-fast test-processors test-slow lint docs dist bench bench-gpu
 
 install: $(INSTALLED)
 
@@ -26,6 +26,13 @@ demo: install
 test: install lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadscope --no-loadscope-reorder \
 		-m "not slow and not gpu and not hopper"
+
+# What is quick: layouts, scenes, manifests, the order of rooms, documentation, help; under a minute
+test-fast: install
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not slow" tests/test_architecture.py tests/docs \
+		tests/reference/mechanisms/lumosx/test_layout.py tests/reference/scenes/test_scene.py \
+		tests/reference/scenes/test_folder.py tests/reference/scenes/test_words.py \
+		tests/lumosx_rt/artifact/test_manifest.py
 
 # The numeric tests as other processors compute: torch's own loops, and oneDNN's, held to less
 test-processors: install

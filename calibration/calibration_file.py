@@ -100,7 +100,7 @@ class Calibration:
         return Simulation(model, Scheme(**self.scheme), self.scales)
 
     def check(self, model: LumosX, sha256: str | None = None) -> None:
-        """Raises one LumosXError for all that shows that this belongs to another checkpoint."""
+        """Raise one LumosXError for all that shows that this belongs to another checkpoint."""
         problems = []
         if sha256 is not None and sha256 != self.checkpoint["sha256"]:
             problems.append(
@@ -120,7 +120,7 @@ class Calibration:
             raise LumosXError(listing("calibration", problems) + "\ncalibrate this checkpoint anew")
 
     def write(self, path: Path) -> None:
-        """Writes the file, whole or not at all."""
+        """Write the file, whole or not at all."""
         text = json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False)
         with replacing(path) as temporary:
             temporary.write_text(text + "\n", "utf-8")
@@ -132,7 +132,7 @@ def scales_of(name: str, amax: dict[str, list[float | None]], scheme: Scheme) ->
 
 
 def read_calibration(path: Path) -> Calibration:
-    """Reads and checks a calibration. Raises one LumosXError naming everything that is wrong."""
+    """Read and check a calibration. Raises one LumosXError naming everything that is wrong."""
     try:
         if path.stat().st_size > LIMIT_BYTES:
             raise LumosXError(f"{path}: larger than any calibration ({LIMIT_BYTES} bytes)")

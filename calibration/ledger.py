@@ -33,7 +33,7 @@ class Ledger:
         return json.loads(file.read_text("utf-8"))
 
     def close(self) -> None:
-        """Removes all notes: the run is finished."""
+        """Remove all notes: the run is finished."""
         shutil.rmtree(self.folder)
 
 

@@ -11,9 +11,8 @@ same in any order. Softmax needs no observing, it ends at 1 (`PROBABILITY_SCALE`
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -21,13 +20,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lumosx_rt.calibration.attach import attached, linear_at, wrapped
 from lumosx_rt.calibration.samples import Sampling, walk
 from lumosx_rt.calibration.scheme import centred, without_mean
 from lumosx_rt.calibration.sites import is_attention, operands_of, sites_of
-from lumosx_rt.reference.backbones.ops import QKV, WordBias
+from lumosx_rt.reference.backbones.ops import (
+    Attended,
+    CrossAttention,
+    CrossAttentionOp,
+    SelfAttention,
+    SelfAttentionOp,
+)
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
 from lumosx_rt.reference.packages import require
 from lumosx_rt.reference.sampling.request import Request
 
@@ -35,34 +40,38 @@ Ranges = dict[str, dict[str, list[float | None]]]
 """Site -> operand -> amax of every timestep bin; None where nothing came by."""
 
 
+class Watched(nn.Module):
+    """A module whose input is noted before it runs."""
+
+    def __init__(self, module: nn.Module, note: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self.module, self.note = module, note
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.note(x)
+        out: Tensor = self.module(x)
+        return out
+
+
 class Observer:
-    """Collects the largest magnitudes of operands; `bin` says which timestep bin comes in."""
+    """A collector of the largest magnitudes of operands; `bin` says which timestep bin comes in."""
 
     def __init__(self, model: LumosX, bins: int) -> None:
         self.bin = 0
-        self._model, self._ops, self._bins = model, model.ops, bins
+        self._model, self._bins = model, bins
         self._maxima: dict[tuple[str, str, int], Any] = {}
         self._calls: Counter[str] = Counter()
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Hooks on the model's linears and operations, while the block runs."""
-        model, ops = self._model, self._ops
-        with ExitStack() as stack:
-            stack.callback(setattr, model, "ops", ops)
-            start = model.register_forward_pre_hook(lambda *_: self._calls.clear())
-            stack.callback(start.remove)
-            for site in sites_of(model.config):
-                if not is_attention(site):
-                    hook = partial(self._linear, site)
-                    handle = model.get_submodule(site).register_forward_pre_hook(hook)
-                    stack.callback(handle.remove)
-            model.ops = replace(
-                ops,
-                self_attention=self._self_attention,
-                cross_attention=self._cross_attention,
-            )
-            yield
+    def watching(self) -> AbstractContextManager[LumosX]:
+        """Watch the model's linears and attentions while the block runs."""
+        model = self._model
+        linears = {
+            site: Watched(model.get_submodule(site), partial(self._linear, site))
+            for site in sites_of(model.config)
+            if not is_attention(site)
+        }
+        ops = wrapped(model.ops, self._self_attention, self._cross_attention)
+        return attached(model, linears, ops, before=self._calls.clear)
 
     def ranges(self) -> Ranges:
         def amax(*key: Any) -> float | None:
@@ -91,37 +100,27 @@ class Observer:
             self._maxima[key] = max_calibrator(None)
         self._maxima[key].collect(x)
 
-    def _linear(self, site: str, module: nn.Module, inputs: tuple[Tensor]) -> None:
-        self._note(site, operands_of(site)[self._calls[site]], inputs[0])
+    def _linear(self, site: str, x: Tensor) -> None:
+        self._note(site, operands_of(site)[self._calls[site]], x)
         self._calls[site] += 1
 
-    def _self_attention(
-        self, video: QKV, condition: QKV, structure: Structure, site: str
-    ) -> tuple[Tensor, Tensor | None]:
+    def _self_attention(self, run: SelfAttentionOp, call: SelfAttention) -> Attended:
+        video, condition, _, site = call
         keys = centred(video.k, condition.k)
         for name, part, smooth in (("video", video, keys[0]), ("condition", condition, keys[1])):
             for role, x in (*part._asdict().items(), ("k_centred", smooth)):
                 self._note(site, f"{name}.{role}", x)
-        return self._ops.self_attention(video, condition, structure, site)
+        return run(call)
 
-    def _cross_attention(
-        self,
-        video_q: Tensor,
-        condition_q: Tensor | None,
-        k: Tensor,
-        v: Tensor,
-        bias: WordBias | None,
-        structure: Structure,
-        site: str,
-    ) -> tuple[Tensor, Tensor | None]:
-        found = (video_q, condition_q, k, without_mean(k), v)
-        for operand, x in zip(operands_of(site), found, strict=True):
-            self._note(site, operand, x)
-        return self._ops.cross_attention(video_q, condition_q, k, v, bias, structure, site)
+    def _cross_attention(self, run: CrossAttentionOp, call: CrossAttention) -> Attended:
+        found = (call.video_q, call.condition_q, call.k, without_mean(call.k), call.v)
+        for operand, x in zip(operands_of(call.site), found, strict=True):
+            self._note(call.site, operand, x)
+        return run(call)
 
 
 def observe(model: LumosX, request: Request, sampling: Sampling) -> Ranges:
-    """Samples one scene and returns what it showed. Raises LumosXError naming a site that is not
+    """Sample one scene and return what it showed. Raises LumosXError naming a site that is not
     finite."""
     observer = Observer(model, sampling.bins)
     bin_of = {step: b for b, steps in enumerate(sampling.binned_steps) for step in steps}
@@ -158,9 +157,8 @@ def weight_amax(model: LumosX) -> dict[str, list[float]]:
     found = {}
     for site in sites_of(model.config):
         if not is_attention(site):
-            weight: Any = model.get_submodule(site).weight
             calibrator = max_calibrator(0)
-            calibrator.collect(weight.detach().float())
+            calibrator.collect(linear_at(model, site).weight.detach().float())
             channels = calibrator.compute_amax()
             found[site] = [float(channels.min()), float(channels.max())]
     return found

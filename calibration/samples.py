@@ -168,7 +168,7 @@ class _Recorder:
 def walk(
     model: LumosX, request: Request, before: Callable[[int], None] = lambda step: None
 ) -> Iterator[Moment]:
-    """Sample a request; yield every call that was made. before: told the step that comes."""
+    """Sample a request; yield every call that was made. before: called with the step that comes."""
     recorder = _Recorder(model, before)
     for state in denoise(recorder, request, model.config.head_dim):
         if state.step:

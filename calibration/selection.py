@@ -89,6 +89,6 @@ def choose(
 
 
 def check_budget(budget: float) -> None:
-    """Raises LumosXError for what is no budget."""
+    """Raise LumosXError for what is no budget."""
     if not math.isfinite(budget) or budget <= 0:
         raise LumosXError(f"budget: a signal-to-noise ratio above 0 dB is needed, got {budget}")

@@ -4,32 +4,40 @@
     linear      y = (x8 @ w8.T) * x_scale * w_scale + bias                   products in float32
     attention   p = softmax(q' @ k'.T / sqrt(d)),  out = (e4m3(p * 448) / 448) @ v'
 
-The model is not told: its linears are replaced and its `Ops` wrapped for as long as a block runs.
+The model does not know: its linears are replaced and its `Ops` wrapped while a block runs.
 Keys lose their mean over all tokens that a query may see, which softmax does not notice.
 With activations "row", everything is as the Triton kernels find it while they run: a scale a row of
 a linear's input and of queries, a block of 128 keys, a channel of values (`quantize_kv.py`).
 """
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from lumosx_rt.calibration.attach import attached, linear_at, wrapped
 from lumosx_rt.calibration.scheme import Scales, Scheme, centred, without_mean
 from lumosx_rt.calibration.sites import is_attention
 from lumosx_rt.kernels import quantize_kv
 from lumosx_rt.kernels.norm_modulate import quantize_rows
 from lumosx_rt.kernels.qdq import PLAIN, PROBABILITY_SCALE, quantize, weight_scale
 from lumosx_rt.reference.backbones import ops as plain
-from lumosx_rt.reference.backbones.ops import QKV, Ops, WordBias
+from lumosx_rt.reference.backbones.ops import (
+    QKV,
+    Attended,
+    CrossAttention,
+    CrossAttentionOp,
+    Ops,
+    SelfAttention,
+    SelfAttentionOp,
+)
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
 
 ROW_PROBABILITY_SCALE = 2.0**-8  # of exp(logit - largest logit), as in online_softmax.py
 Probe = Callable[[str, Tensor, Tensor], None]
-"""Told (site, what it would give unquantized, what it gives) of every call."""
+"""Called with (site, what it gives unquantized, what it gives) whenever a site has run."""
 
 
 class SimulatedLinear(nn.Module):
@@ -57,6 +65,19 @@ class SimulatedLinear(nn.Module):
         return (out if bias is None else out + bias).to(x.dtype)
 
 
+class Probed(nn.Module):
+    """A simulated linear that tells what it and its original make of the same input."""
+
+    def __init__(self, linear: SimulatedLinear, tell: Callable[[Tensor, Tensor], None]) -> None:
+        super().__init__()
+        self.linear, self.tell = linear, tell
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear(x)
+        self.tell(self.linear.original(x), out)
+        return out
+
+
 class Simulation:
     """A model with any of its sites in FP8."""
 
@@ -64,76 +85,60 @@ class Simulation:
         self.model, self.scheme, self.scales = model, scheme, scales
         self._linears: dict[str, SimulatedLinear] = {}
 
-    @contextmanager
-    def running(self, sites: Collection[str], probe: Probe | None = None) -> Iterator[LumosX]:
-        """The model with these sites quantized, while the block runs.
+    def running(
+        self, sites: Collection[str], probe: Probe | None = None
+    ) -> AbstractContextManager[LumosX]:
+        """Give the model with these sites quantized, while the block runs.
 
-        probe: told what each of them makes of the same operands with and without quantization.
+        probe: called with what each of them makes of the same operands without and with
+        quantization.
         """
-        model, ops = self.model, self.model.ops
-        with ExitStack() as stack:
-            for site in sites:
-                if not is_attention(site):
-                    linear = self._linear(site)
-                    stack.callback(model.set_submodule, site, linear.original)
-                    model.set_submodule(site, linear)
-                    if probe is not None:
-                        stack.callback(linear.register_forward_hook(_told(probe, site)).remove)
-            stack.callback(setattr, model, "ops", ops)
-            model.ops = self._ops(ops, {site for site in sites if is_attention(site)}, probe)
-            yield model
+        linears: dict[str, nn.Module] = {}
+        for site in sites:
+            if not is_attention(site):
+                linear = self._linear(site)
+                linears[site] = linear if probe is None else Probed(linear, partial(probe, site))
+        attentions = {site for site in sites if is_attention(site)}
+        return attached(self.model, linears, self._ops(self.model.ops, attentions, probe))
 
     def _linear(self, site: str) -> SimulatedLinear:
         if site not in self._linears:
-            linear = self.model.get_submodule(site)
-            assert isinstance(linear, nn.Linear)
+            linear = linear_at(self.model, site)
             static = self.scheme.activations == "tensor"
             scale = self.scales[site]["x"] if static else None
             self._linears[site] = SimulatedLinear(linear, scale, self.scheme.weights)
         return self._linears[site]
 
     def _ops(self, ops: Ops, sites: Collection[str], probe: Probe | None) -> Ops:
-        def self_attention(
-            video: QKV, condition: QKV, structure: Structure, site: str
-        ) -> tuple[Tensor, Tensor | None]:
-            if site not in sites:
-                return ops.self_attention(video, condition, structure, site)
-            parts, attend = self._self_operands(site, video, condition)
-            out = plain.self_attention(*parts, structure, site, attend)
+        def self_attention(run: SelfAttentionOp, call: SelfAttention) -> Attended:
+            if call.site not in sites:
+                return run(call)
+            out = plain.self_attention(*self._quantized(call))
             if probe is not None:
-                _tell(probe, site, ops.self_attention(video, condition, structure, site), out)
+                _tell(probe, call.site, run(call), out)
             return out
 
-        def cross_attention(
-            video_q: Tensor,
-            condition_q: Tensor | None,
-            k: Tensor,
-            v: Tensor,
-            bias: WordBias | None,
-            structure: Structure,
-            site: str,
-        ) -> tuple[Tensor, Tensor | None]:
-            given = (video_q, condition_q, k, v, bias, structure, site)
-            if site not in sites:
-                return ops.cross_attention(*given)
+        def cross_attention(run: CrossAttentionOp, call: CrossAttention) -> Attended:
+            if call.site not in sites:
+                return run(call)
             # the bias comes from queries and keys as they are: a table too small to be worth it
-            out = plain.cross_attention(*given, attend=self._cross_attend(site))
+            out = plain.cross_attention(call, self._cross_attend(call.site))
             if probe is not None:
-                _tell(probe, site, ops.cross_attention(*given), out)
+                _tell(probe, call.site, run(call), out)
             return out
 
-        return replace(ops, self_attention=self_attention, cross_attention=cross_attention)
+        return wrapped(ops, self_attention, cross_attention)
 
-    def _self_operands(
-        self, site: str, video: QKV, condition: QKV
-    ) -> tuple[tuple[QKV, QKV], plain.Attend]:
+    def _quantized(self, call: SelfAttention) -> tuple[SelfAttention, plain.Attend]:
+        """The call with quantized operands, and the attention over them."""
+        video, condition = call.video, call.condition
         if self.scheme.activations == "row":
-            return (_rows(video), _rows(condition)), attend_rows
+            return call._replace(video=_rows(video), condition=_rows(condition)), attend_rows
         if self.scheme.smooth_keys:
             video_k, condition_k = centred(video.k, condition.k)
             video, condition = video._replace(k=video_k), condition._replace(k=condition_k)
-        scales = self.scales[site]
-        return (_static(video, scales), _static(condition, scales)), attend_e4m3
+        video, condition = (_static(part, self.scales[call.site]) for part in (video, condition))
+        return call._replace(video=video, condition=condition), attend_e4m3
 
     def _cross_attend(self, site: str) -> plain.Attend:
         def rows(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -191,20 +196,7 @@ def _rows(part: QKV) -> QKV:
     return QKV(q, *quantize_kv.dequantize_kv(quantize_kv.plain(part.k, part.v), part.k.dtype))
 
 
-def _told(probe: Probe, site: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
-    def hook(module: nn.Module, inputs: tuple[Tensor], out: Tensor) -> None:
-        assert isinstance(module, SimulatedLinear)
-        probe(site, module.original(*inputs), out)
-
-    return hook
-
-
-def _tell(
-    probe: Probe,
-    site: str,
-    right: tuple[Tensor, Tensor | None],
-    out: tuple[Tensor, Tensor | None],
-) -> None:
+def _tell(probe: Probe, site: str, right: Attended, out: Attended) -> None:
     for a, b in zip(right, out, strict=True):
         if a is not None and b is not None:
             probe(site, a, b)

@@ -1,7 +1,7 @@
 """The places in a transformer's blocks that may run in FP8, what enters them, and their work.
 
     blocks.3.self_attn.q  ...  blocks.3.ffn.2    ten linears a block, named as modules are
-    blocks.3.self  blocks.3.cross                two attentions a block, named as `Ops` is told
+    blocks.3.self  blocks.3.cross                two attentions a block, named as in calls of `Ops`
 
 What enters a site are its *operands*: a linear's rows of the video, the condition or the text; an
 attention's queries, keys (as they are, and less their mean over the tokens) and values of each.

@@ -1,6 +1,6 @@
 """The traced program -> one AOTInductor package (.pt2): compiled code and weights in one archive.
 
-What the compiler leaves on the way lies beside the package and is deleted; the code still names
+What the compiler leaves on the way is beside the package and is deleted; the code still names
 the folder it was compiled in, as compiled code does.
 """
 

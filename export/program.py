@@ -40,7 +40,7 @@ class Positional(nn.Module):
 def trace(model: LumosX, ops: Ops, mechanism: Mechanism = DEFAULT) -> torch.export.ExportedProgram:
     """The program of a model with these operations, its inputs named and ordered as `INPUTS`.
 
-    Traced on the device the model lies on; the model itself comes back as it was.
+    Traced on the device the model is on; the model itself comes back as it was.
     """
     layouts = [mechanism.layout_from_key(key) for key in EXAMPLE]
     latents, time, inputs = random_inputs(model.config, layouts, seeds=3, mechanism=mechanism)

@@ -17,8 +17,13 @@ from lumosx_rt.kernels.relational_attention import relational_attention
 from lumosx_rt.kernels.relational_cross_attention import relational_cross_attention
 from lumosx_rt.kernels.self_attention import self_attention as by_name
 from lumosx_rt.kernels.tiles import Capability, architecture, chosen_self_attention
-from lumosx_rt.reference.backbones.ops import QKV, Ops, SelfAttention
-from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
+from lumosx_rt.reference.backbones.ops import (
+    Attended,
+    NormModulate,
+    Ops,
+    SelfAttention,
+    SelfAttentionOp,
+)
 
 _WIDE = (torch.float32, torch.float16, torch.bfloat16)
 _E4M3 = torch.float8_e4m3fn
@@ -83,7 +88,7 @@ def fused_ops(
             raise ValueError(problem)
     if e4m3_attention and self_attention not in ("auto", "triton"):
         raise ValueError(f"attention in e4m3 is the triton kernel's, not {self_attention}'s")
-    attend: SelfAttention = attention_e4m3
+    attend: SelfAttentionOp = attention_e4m3
     if not e4m3_attention:
         chosen = self_attention
         if chosen == "auto":
@@ -97,23 +102,13 @@ def fused_ops(
     )
 
 
-def attention_e4m3(
-    video: QKV, condition: QKV, structure: Structure, site: str
-) -> tuple[Tensor, Tensor | None]:
-    """Self-attention with 8-bit products."""
-    return relational_attention(video, condition, structure, site, e4m3=True)
+def attention_e4m3(call: SelfAttention) -> Attended:
+    """Attend with 8-bit products."""
+    return relational_attention(call, e4m3=True)
 
 
-def norm_modulate_rows(
-    x: Tensor,
-    delta: Tensor | None,
-    gate: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    eps: float,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """`norm_modulate`, its y quantized where it is meant for a linear layer in half precision."""
-    if dtype == torch.float32:  # the head stays as it is
-        return norm_modulate(x, delta, gate, scale, shift, eps, dtype)
-    return norm_modulate_quantized(x, delta, gate, scale, shift, eps)  # type: ignore[return-value]
+def norm_modulate_rows(call: NormModulate) -> tuple[Tensor, Tensor]:
+    """Norm and modulate; y is quantized where it is meant for a linear layer in half precision."""
+    if call.dtype == torch.float32:  # the head stays as it is
+        return norm_modulate(call)
+    return norm_modulate_quantized(call)  # type: ignore[return-value]

@@ -20,6 +20,7 @@ from lumosx_rt.kernels.numerics import E4M3_MAX, cast, row_scale
 from lumosx_rt.kernels.operator import check, check_broadcast, launcher, operator
 from lumosx_rt.kernels.tiles import RowTiles, row_tiles
 from lumosx_rt.reference.backbones import ops
+from lumosx_rt.reference.backbones.ops import NormModulate
 
 
 class QuantizedRows(NamedTuple):
@@ -29,41 +30,26 @@ class QuantizedRows(NamedTuple):
     scale: Tensor
 
 
-def norm_modulate(
-    x: Tensor,
-    delta: Tensor | None,
-    gate: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    eps: float,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """`reference.ops.norm_modulate` on a GPU. gate, scale, shift: [dim], or [batch or 1, 1, dim].
+def norm_modulate(call: NormModulate) -> tuple[Tensor, Tensor]:
+    """Compute `reference.ops.norm_modulate` on a GPU.
 
     Raises ValueError on shapes it does not take.
     """
-    x_out, y, _ = _OPERATOR(*_checked(x, delta, gate, scale, shift), eps, dtype, False)
-    return (x if delta is None else x_out), y
+    x_out, y, _ = _OPERATOR(*_checked(call), call.eps, call.dtype, False)
+    return (call.x if call.delta is None else x_out), y
 
 
-def norm_modulate_quantized(
-    x: Tensor,
-    delta: Tensor | None,
-    gate: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, QuantizedRows]:
-    """The same with y in e4m3, one scale a row."""
-    arguments = _checked(x, delta, gate, scale, shift)
-    x_out, y, y_scale = _OPERATOR(*arguments, eps, torch.float8_e4m3fn, True)
-    return (x if delta is None else x_out), QuantizedRows(y, y_scale)
+def norm_modulate_quantized(call: NormModulate) -> tuple[Tensor, QuantizedRows]:
+    """Compute the same with y in e4m3, one scale a row, whatever dtype the call names."""
+    x_out, y, y_scale = _OPERATOR(*_checked(call), call.eps, torch.float8_e4m3fn, True)
+    return (call.x if call.delta is None else x_out), QuantizedRows(y, y_scale)
 
 
 def rows_in_e4m3(y: Tensor) -> QuantizedRows:
     """y [..., dim] in e4m3 with a scale a row, in one pass."""
     flat = y.reshape(1, -1, y.shape[-1])
-    _, rows = norm_modulate_quantized(flat, None, None, None, None, 0.0)
+    call = NormModulate(flat, None, None, None, None, 0.0, torch.float8_e4m3fn)
+    _, rows = norm_modulate_quantized(call)
     return QuantizedRows(rows.values.reshape(y.shape), rows.scale.reshape((*y.shape[:-1], 1)))
 
 
@@ -75,9 +61,8 @@ def quantize_rows(y: Tensor) -> QuantizedRows:
     return QuantizedRows(values.to(torch.float8_e4m3fn), scale)
 
 
-def _checked(
-    x: Tensor, delta: Tensor | None, gate: Tensor | None, scale: Tensor | None, shift: Tensor | None
-) -> tuple[Tensor | None, ...]:
+def _checked(call: NormModulate) -> tuple[Tensor | None, ...]:
+    x, delta, gate, scale, shift, *_ = call
     if x.dim() != 3:
         raise ValueError(f"`x` must have shape [batch, tokens, dim], got {list(x.shape)}")
     batch, _, dim = x.shape
@@ -179,7 +164,7 @@ def _plain(
     quantize: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     wanted = torch.float32 if quantize else dtype
-    x_out, y = ops.norm_modulate(x, delta, gate, scale, shift, eps, wanted)
+    x_out, y = ops.norm_modulate(NormModulate(x, delta, gate, scale, shift, eps, wanted))
     x_out = x.new_empty((0,)) if delta is None else x_out
     if quantize:
         return x_out, *quantize_rows(y)

@@ -81,7 +81,7 @@ def operator(
 
 
 def check(name: str, tensor: Tensor, shape: str, sizes: Sequence[int | None]) -> None:
-    """Raises ValueError unless `tensor` has these sizes (None: any); `shape` names the axes."""
+    """Raise ValueError unless `tensor` has these sizes (None: any); `shape` names the axes."""
     if tensor.dim() != len(sizes) or any(
         wanted is not None and size != wanted
         for size, wanted in zip(tensor.shape, sizes, strict=True)
@@ -93,6 +93,6 @@ def check(name: str, tensor: Tensor, shape: str, sizes: Sequence[int | None]) ->
 
 
 def check_broadcast(name: str, size: int, full: int) -> None:
-    """Raises ValueError unless an axis is 1 or full; symbolic sizes are left to the expansion."""
+    """Raise ValueError unless an axis is 1 or full; symbolic sizes are left to the expansion."""
     if isinstance(size, int) and isinstance(full, int) and size not in (1, full):
         raise ValueError(f"`{name}` must have 1 or {full} entries a batch, got {size}")

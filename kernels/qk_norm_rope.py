@@ -19,15 +19,15 @@ from lumosx_rt.kernels.numerics import cast
 from lumosx_rt.kernels.operator import check, check_broadcast, launcher, operator
 from lumosx_rt.kernels.tiles import RowTiles, row_tiles
 from lumosx_rt.reference.backbones import ops
+from lumosx_rt.reference.backbones.ops import QkNormRope
 
 
-def qk_norm_rope(
-    x: Tensor, weight: Tensor | None, rope: Tensor | None, heads: int, eps: float
-) -> Tensor:
-    """`reference.ops.qk_norm_rope` on a GPU: [batch, tokens, dim] -> [.., heads, head_dim].
+def qk_norm_rope(call: QkNormRope) -> Tensor:
+    """Compute `reference.ops.qk_norm_rope` on a GPU: [batch, tokens, dim] -> [.., heads, head_dim].
 
     Raises ValueError on shapes it does not take.
     """
+    x, weight, rope, heads, eps = call
     if x.dim() != 3 or x.shape[2] % (2 * heads):
         raise ValueError(
             f"`x` must have shape [batch, tokens, {heads} even heads], got {list(x.shape)}"
@@ -97,7 +97,7 @@ def _empty(x: Tensor, weight: Tensor | None, rope: Tensor | None, heads: int, ep
 
 
 def _plain(x: Tensor, weight: Tensor | None, rope: Tensor | None, heads: int, eps: float) -> Tensor:
-    return ops.qk_norm_rope(x, weight, rope, heads, eps)
+    return ops.qk_norm_rope(QkNormRope(x, weight, rope, heads, eps))
 
 
 def _launch(

@@ -24,32 +24,31 @@ from lumosx_rt.kernels.operator import check, launcher, operator
 from lumosx_rt.kernels.quantize_kv import QuantizedKV, dequantize_kv, quantize_kv
 from lumosx_rt.kernels.tiles import AttentionTiles, attention_tiles, processors
 from lumosx_rt.reference.backbones import ops
-from lumosx_rt.reference.backbones.ops import QKV
+from lumosx_rt.reference.backbones.ops import QKV, Attended, SelfAttention
 from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
 
 _LOG2E: tl.constexpr = tl.constexpr(LOG2E)
 
 
-def relational_attention(
-    video: QKV, condition: QKV, structure: Structure, site: str = "", *, e4m3: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """`reference.ops.self_attention` on a GPU; with e4m3, its products in 8 bits.
+def relational_attention(call: SelfAttention, *, e4m3: bool = False) -> Attended:
+    """Compute `reference.ops.self_attention` on a GPU; with e4m3, its products in 8 bits.
 
     Raises ValueError on shapes it does not take.
     """
-    video_out, condition_out, _ = relational_attention_lse(
-        video, condition, structure, e4m3=e4m3, lse=False
-    )
+    video_out, condition_out, _ = relational_attention_lse(call, e4m3=e4m3, lse=False)
     return video_out, condition_out
 
 
 def relational_attention_lse(
-    video: QKV, condition: QKV, structure: Structure, *, e4m3: bool = False, lse: bool = True
+    call: SelfAttention, *, e4m3: bool = False, lse: bool = True
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The same, and the log of the video's softmax sums: float32 [batch, heads, video_tokens],
-    with which attention over parts of the keys can be joined (empty without `lse`)."""
+    """Attend, and return the log of the video's softmax sums: float32 [batch, heads, video_tokens].
+
+    With them attention over parts of the keys can be joined. They are empty without `lse`.
+    """
+    _check(call)
+    video, condition, structure, _ = call
     assert video.q is not None
-    _check(video, condition, structure)
     q, k, v = (x.contiguous() for x in (video.q, video.k, video.v))
     cq = None if condition.q is None else condition.q.contiguous()
     ck, cv = condition.k.contiguous(), condition.v.contiguous()
@@ -63,7 +62,8 @@ def relational_attention_lse(
     return outputs[0], None if cq is None else outputs[1], outputs[2]
 
 
-def _check(video: QKV, condition: QKV, structure: Structure) -> None:
+def _check(call: SelfAttention) -> None:
+    video, condition, structure, _ = call
     assert video.q is not None
     if video.q.dim() != 4:
         shape = list(video.q.shape)
@@ -327,7 +327,7 @@ def _plain(
     lse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     structure = _structure((index, mask, inverse), frame_tokens)
-    out, cout = ops.self_attention(QKV(q, k, v), QKV(cq, ck, cv), structure, "")
+    out, cout = ops.self_attention(SelfAttention(QKV(q, k, v), QKV(cq, ck, cv), structure))
     logs = q.new_empty((0,), dtype=torch.float32)
     if lse:  # by the slow obvious way: logits in full
         seeds = k.shape[0] // ck.shape[0]

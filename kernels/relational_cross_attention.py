@@ -21,23 +21,19 @@ from lumosx_rt.kernels.online_softmax import over_range
 from lumosx_rt.kernels.operator import check, launcher, operator
 from lumosx_rt.kernels.tiles import AttentionTiles, attention_tiles, processors
 from lumosx_rt.reference.backbones import ops
-from lumosx_rt.reference.backbones.ops import WordBias
+from lumosx_rt.reference.backbones.ops import Attended, CrossAttention, WordBias
 from lumosx_rt.reference.mechanisms.lumosx.layout import POOLING_BLOCK
 from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
 
 TILES_AT_ONCE = 16  # pooled rows of one program: the least a matrix unit takes
 
 
-def relational_cross_attention(
-    video_q: Tensor,
-    condition_q: Tensor | None,
-    k: Tensor,
-    v: Tensor,
-    bias: WordBias | None,
-    structure: Structure,
-    site: str = "",
-) -> tuple[Tensor, Tensor | None]:
-    """`reference.ops.cross_attention` on a GPU. Raises ValueError on shapes it does not take."""
+def relational_cross_attention(call: CrossAttention) -> Attended:
+    """Compute `reference.ops.cross_attention` on a GPU.
+
+    Raises ValueError on shapes it does not take.
+    """
+    video_q, condition_q, k, v, bias, structure, _ = call
     if k.dim() != 4:
         raise ValueError(
             f"`k` must have shape [streams, text_len, heads, head_dim], got {list(k.shape)}"
@@ -323,7 +319,7 @@ def _plain(
         nothing, nothing, pool.float() / POOLING_BLOCK**2, bias_tiles, nothing, nothing, nothing
     )
     bias = None if template is None else WordBias(template, ratio)
-    out, cout = ops.cross_attention(q, cq, k, v, bias, structure, "")
+    out, cout = ops.cross_attention(CrossAttention(q, cq, k, v, bias, structure))
     return out, q.new_empty((0,)) if cout is None else cout
 
 

@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from lumosx_rt.kernels.relational_attention import relational_attention
 from lumosx_rt.reference.backbones import ops
-from lumosx_rt.reference.backbones.ops import QKV, SelfAttention
+from lumosx_rt.reference.backbones.ops import QKV, Attended, SelfAttention, SelfAttentionOp
 from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
 
 BACKENDS = {
@@ -29,7 +29,7 @@ BACKENDS = {
 NAMES = ("triton", "split-sdpa", *(f"split-sdpa:{name}" for name in BACKENDS), "flex", "reference")
 
 
-def self_attention(name: str) -> SelfAttention:
+def self_attention(name: str) -> SelfAttentionOp:
     """The implementation of that name. Raises ValueError for a name that is none."""
     if name not in NAMES:
         raise ValueError(f"self-attention: got '{name}', accepted are {', '.join(NAMES)}")
@@ -51,10 +51,8 @@ def _attend(backend: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) 
         return ops.attend(q, k, v)
 
 
-def _split(
-    video: QKV, condition: QKV, structure: Structure, site: str
-) -> tuple[Tensor, Tensor | None]:
-    return ops.self_attention(video, condition, structure, site)
+def _split(call: SelfAttention) -> Attended:
+    return ops.self_attention(call)
 
 
 class FlexSelfAttention:
@@ -64,9 +62,8 @@ class FlexSelfAttention:
         self._compiled = torch.compile(flex_attention, dynamic=False)
         self._mask: tuple[Tensor, int, BlockMask] | None = None
 
-    def __call__(
-        self, video: QKV, condition: QKV, structure: Structure, site: str
-    ) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, call: SelfAttention) -> Attended:
+        video, condition, structure, _ = call
         assert video.q is not None
         streams = condition.k.shape[0]
         seeds = video.k.shape[0] // streams

@@ -16,6 +16,7 @@ EXTRAS = {
     "onnxscript": "build",
     "modelopt": "build",
     "accelerate": "train",
+    "matplotlib": "build",
     "triton": "cuda",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt",

@@ -10,9 +10,16 @@ import torch
 from torch import Tensor
 
 from lumosx_rt.reference.backbones import ops
-from lumosx_rt.reference.backbones.ops import QKV, Ops, WordBias, attend
+from lumosx_rt.reference.backbones.ops import (
+    Attended,
+    CrossAttention,
+    Ops,
+    QkNormRope,
+    SelfAttention,
+    attend,
+)
 from lumosx_rt.reference.mechanisms.lumosx.layout import ROPE_TABLE, SceneLayout
-from lumosx_rt.reference.mechanisms.lumosx.structure import Structure, rope_axes
+from lumosx_rt.reference.mechanisms.lumosx.structure import rope_axes
 
 
 class AsReleased:
@@ -28,22 +35,19 @@ class AsReleased:
     def ops(self) -> Ops:
         return Ops(self.self_attention, cross_attention, self.qk_norm_rope, ops.norm_modulate)
 
-    def self_attention(
-        self, video: QKV, condition: QKV, structure: Structure, site: str
-    ) -> tuple[Tensor, Tensor | None]:
-        assert video.q is not None and condition.q is not None
+    def self_attention(self, call: SelfAttention) -> Attended:
+        assert call.video.q is not None and call.condition.q is not None
         q, k, v = (
             torch.cat([x, c], 1)
-            for x, c in zip(video, condition, strict=True)
+            for x, c in zip(call.video, call.condition, strict=True)
             if x is not None and c is not None
         )
         ranges = self.layout.attention_ranges
         out = torch.cat([attend(q[:, a:b], k[:, c:d], v[:, c:d]) for (a, b), (c, d) in ranges], 1)
         return out[:, : self.layout.video_tokens], out[:, self.layout.video_tokens :]
 
-    def qk_norm_rope(
-        self, x: Tensor, weight: Tensor | None, rope: Tensor | None, heads: int, eps: float
-    ) -> Tensor:
+    def qk_norm_rope(self, call: QkNormRope) -> Tensor:
+        x, weight, rope, heads, eps = call
         if weight is not None:
             wide = x.float()
             wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
@@ -69,16 +73,9 @@ def rotary_tables(axes: tuple[int, int, int]) -> list[Tensor]:
     return tables
 
 
-def cross_attention(
-    video_q: Tensor,
-    condition_q: Tensor | None,
-    k: Tensor,
-    v: Tensor,
-    bias: WordBias | None,
-    structure: Structure,
-    site: str,
-) -> tuple[Tensor, Tensor | None]:
-    """One call over the whole sequence with a float32 bias [tokens, heads, text] made for it."""
+def cross_attention(call: CrossAttention) -> Attended:
+    """Attend over the whole sequence at once, with a float32 bias [tokens, heads, text] for it."""
+    video_q, condition_q, k, v, bias, structure, _ = call
     assert condition_q is not None and bias is not None
     q = torch.cat([video_q, condition_q], 1)
     batch, tokens, heads, _ = q.shape

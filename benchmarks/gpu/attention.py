@@ -23,8 +23,8 @@ from lumosx_rt.kernels.relational_attention import relational_attention
 from lumosx_rt.kernels.self_attention import BACKENDS, frame_visibility, self_attention
 from lumosx_rt.reference.backbones import cost as roofline
 from lumosx_rt.reference.backbones import ops
-from lumosx_rt.reference.backbones.ops import QKV
-from lumosx_rt.reference.mechanisms.lumosx.structure import Structure, structure_of
+from lumosx_rt.reference.backbones.ops import QKV, Attended, SelfAttention
+from lumosx_rt.reference.mechanisms.lumosx.structure import structure_of
 
 SPLIT = ("split-sdpa", *(f"split-sdpa:{name}" for name in BACKENDS))
 WAYS = (
@@ -45,10 +45,8 @@ def cases(bench: Bench) -> Iterator[Case]:
         yield from timed(bench, ["quantize_kv"], key, quantization_problem, (key,), 1, HALF)
 
 
-def inputs(
-    scale: Scale, keys: tuple[str, ...], seeds: int, dtype: torch.dtype
-) -> tuple[QKV, QKV, Structure]:
-    """Random queries, keys and values of the video and the references, a stream for each layout."""
+def inputs(scale: Scale, keys: tuple[str, ...], seeds: int, dtype: torch.dtype) -> SelfAttention:
+    """Draw queries, keys and values of the video and the references, a stream for each layout."""
     layouts, config, noise = layouts_of(keys), scale.config, scale.noise()
     first = layouts[0]
     heads = (config.num_heads, config.head_dim)
@@ -57,7 +55,8 @@ def inputs(
         QKV(*(noise(batch, tokens, *heads, dtype=dtype) for _ in range(3)))
         for batch, tokens in ((len(keys) * seeds, first.video_tokens), (len(keys), references))
     )
-    return video, condition, structure_of(layouts, config.head_dim).to(scale.device)
+    structure = structure_of(layouts, config.head_dim).to(scale.device)
+    return SelfAttention(video, condition, structure)
 
 
 def problem(scale: Scale, keys: tuple[str, ...], seeds: int, dtype: torch.dtype) -> Problem:
@@ -66,21 +65,19 @@ def problem(scale: Scale, keys: tuple[str, ...], seeds: int, dtype: torch.dtype)
     Work is that of one stream and seed, as timings are.
     """
     layouts = layouts_of(keys)
-    video, condition, structure = given = inputs(scale, keys, seeds, dtype)
-    rows = [scale.sample(x.k.shape[1]) for x in (video, condition)]
+    call = inputs(scale, keys, seeds, dtype)
+    rows = [scale.sample(x.k.shape[1]) for x in (call.video, call.condition)]
     half, e4m3 = (
         roofline.self_attention(layouts[0], scale.config, kind) for kind in ("half", "e4m3")
     )
-    ways = {
-        name: Way(partial(self_attention(name), *given, ""), "split-sdpa", half) for name in BY_NAME
-    }
-    ways["dense mask"] = Way(_DenseMask(*given), "split-sdpa", half)
-    ways["triton e4m3"] = Way(partial(relational_attention, *given, e4m3=True), "plain e4m3", e4m3)
-    ways["triton e4m3, quantized"] = Way(_Quantized(*given), "plain e4m3", e4m3)
-    ways["plain e4m3"] = Way(partial(plain_e4m3, *given, ""), "plain e4m3")
+    ways = {name: Way(partial(self_attention(name), call), "split-sdpa", half) for name in BY_NAME}
+    ways["dense mask"] = Way(_DenseMask(call), "split-sdpa", half)
+    ways["triton e4m3"] = Way(partial(relational_attention, call, e4m3=True), "plain e4m3", e4m3)
+    ways["triton e4m3, quantized"] = Way(_Quantized(call), "plain e4m3", e4m3)
+    ways["plain e4m3"] = Way(partial(plain_e4m3, call), "plain e4m3")
     return Problem(
         scale.device,
-        partial(exact.self_attention_rows, video, condition, layouts, *rows),
+        partial(exact.self_attention_rows, call, layouts, *rows),
         partial(picked, rows=rows),
         ways,
     )
@@ -91,29 +88,27 @@ def picked(output: Any, rows: list[Tensor]) -> tuple[Tensor, ...]:
     return tuple(part[:, chosen] for part, chosen in zip(output, rows, strict=False))
 
 
-def plain_e4m3(
-    video: QKV, condition: QKV, structure: Structure, site: str
-) -> tuple[Tensor, Tensor | None]:
-    """Plain torch over keys and values that went through e4m3."""
-    assert video.q is not None
-    kv, own = (
-        quantization.dequantize_kv(quantization.plain(x.k, x.v), x.k.dtype)
-        for x in (video, condition)
+def plain_e4m3(call: SelfAttention) -> Attended:
+    """Attend in plain torch over keys and values that went through e4m3."""
+    video, condition = (
+        QKV(x.q, *quantization.dequantize_kv(quantization.plain(x.k, x.v), x.k.dtype))
+        for x in (call.video, call.condition)
     )
-    return ops.self_attention(QKV(video.q, *kv), QKV(condition.q, *own), structure, site)
+    return ops.self_attention(call._replace(video=video, condition=condition))
 
 
 class _Quantized:
     """Our kernel in e4m3 on keys and values that are quantized once, before."""
 
-    def __init__(self, video: QKV, condition: QKV, structure: Structure) -> None:
-        self.arguments = cache(partial(self._arguments, video, condition, structure))
+    def __init__(self, call: SelfAttention) -> None:
+        self.arguments = cache(partial(self._arguments, call))
 
     def __call__(self) -> Any:
         return torch.ops.lumosx.relational_attention_e4m3(*self.arguments())[:2]
 
     @staticmethod
-    def _arguments(video: QKV, condition: QKV, structure: Structure) -> tuple[Any, ...]:
+    def _arguments(call: SelfAttention) -> tuple[Any, ...]:
+        video, condition, structure, _ = call
         kv, own = (quantization.quantize_kv(x.k, x.v) for x in (video, condition))
         groups = (structure.group_index, structure.group_mask, structure.group_inverse)
         return (video.q, *kv, condition.q, *own, *groups, structure.bias_tiles.numel(), False)
@@ -122,8 +117,8 @@ class _Quantized:
 class _DenseMask:
     """One call over the whole sequence; the mask is made once, before."""
 
-    def __init__(self, video: QKV, condition: QKV, structure: Structure) -> None:
-        self.video, self.condition, self.structure = video, condition, structure
+    def __init__(self, call: SelfAttention) -> None:
+        self.video, self.condition, self.structure, _ = call
         self.mask = cache(self._mask)
 
     def __call__(self) -> tuple[Tensor, ...]:
@@ -131,6 +126,7 @@ class _DenseMask:
         q, k, v = (
             torch.cat([x, ops.over_seeds(c, seeds)], 1).transpose(1, 2)
             for x, c in zip(self.video, self.condition, strict=True)
+            if x is not None and c is not None
         )
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask()).transpose(1, 2)
         video, condition = out.split([self.video.k.shape[1], self.condition.k.shape[1]], 1)
@@ -149,7 +145,7 @@ def quantization_problem(
     scale: Scale, keys: tuple[str, ...], seeds: int, dtype: torch.dtype
 ) -> Problem:
     """Keys and values of the video and the references through e4m3 and back."""
-    video, condition, _ = inputs(scale, keys, seeds, dtype)
+    video, condition, *_ = inputs(scale, keys, seeds, dtype)
     rows = [scale.sample(x.k.shape[1]) for x in (video, condition)]
 
     def run(quantize: Any) -> Any:

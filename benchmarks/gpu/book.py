@@ -36,7 +36,7 @@ class Book:
         }
 
     def append(self, stage: str, name: str, shape: str, tiles: str, found: Row) -> Row:
-        row = {"stage": stage, "name": name, "shape": shape, "tiles": tiles} | found
+        row: Row = {"stage": stage, "name": name, "shape": shape, "tiles": tiles} | found
         row |= {"environment": self.environment, "time": round(time.time(), 1)}
         if self.rehearsal:
             row["rehearsal"] = True

@@ -92,7 +92,7 @@ def claims(sm: int) -> Iterator[tuple[str, Specialization]]:
 
 
 def row_of(words: str, kernel: Specialization, sm: int) -> Row:
-    """Compiles one kernel for one architecture and says what came of it."""
+    """Compile one kernel for one architecture and say what came of it."""
     row: Row = {"kernel": kernel.name, "what": words, "sm": sm}
     try:
         code = compile_for(kernel, sm)

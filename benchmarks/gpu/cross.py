@@ -13,7 +13,7 @@ from benchmarks.gpu.scale import Scale, layouts_of
 from lumosx_rt.kernels import relational_cross_attention as kernels
 from lumosx_rt.reference.backbones import cost as roofline
 from lumosx_rt.reference.backbones import ops
-from lumosx_rt.reference.backbones.ops import WordBias
+from lumosx_rt.reference.backbones.ops import CrossAttention, WordBias
 from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
 
 WAYS = ("triton", "reference", "as released")
@@ -40,27 +40,27 @@ def text_of(
 
 def problem(scale: Scale, keys: tuple[str, ...], seeds: int, dtype: torch.dtype) -> Problem:
     """Cross-attention of streams with these layouts, each with so many seeds."""
-    video, condition, structure = inputs(scale, keys, seeds, dtype)
+    video, condition, structure, _ = inputs(scale, keys, seeds, dtype)
     assert video.q is not None and condition.q is not None
     k, v, bias = text_of(scale, keys, dtype)
     rows = [scale.sample(x.shape[1]) for x in (video.q, condition.q)]
-    given = (video.q, condition.q, k, v, bias, structure)
+    call = CrossAttention(video.q, condition.q, k, v, bias, structure)
     work = roofline.cross_attention(layouts_of(keys)[0], scale.config)
     ways = {
-        name: Way(partial(function, *given, ""), "reference", work)
+        name: Way(partial(function, call), "reference", work)
         for name, function in (
             ("triton", kernels.relational_cross_attention),
             ("reference", ops.cross_attention),
             ("as released", as_released.cross_attention),
         )
     }
-    expected = partial(exact.cross_attention_rows, *given, *rows)
+    expected = partial(exact.cross_attention_rows, call, *rows)
     return Problem(scale.device, expected, partial(picked, rows=rows), ways)
 
 
 def table_problem(scale: Scale, keys: tuple[str, ...], dtype: torch.dtype) -> Problem:
     """The bias table alone."""
-    _, condition, structure = inputs(scale, keys, 1, dtype)
+    _, condition, structure, _ = inputs(scale, keys, 1, dtype)
     assert condition.q is not None
     k, _, bias = text_of(scale, keys, dtype)
     q = condition.q

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from lumosx_rt.reference.backbones import ops
-from lumosx_rt.reference.backbones.ops import QKV, WordBias
+from lumosx_rt.reference.backbones.ops import CrossAttention, SelfAttention
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
-from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
 
 
 def visibility(layout: SceneLayout, queries: Tensor) -> Tensor:
@@ -18,12 +17,13 @@ def visibility(layout: SceneLayout, queries: Tensor) -> Tensor:
 
 
 def self_attention_rows(
-    video: QKV, condition: QKV, layouts: list[SceneLayout], video_rows: Tensor, own_rows: Tensor
+    call: SelfAttention, layouts: list[SceneLayout], video_rows: Tensor, own_rows: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Relational self-attention of chosen tokens of the video and of the references.
+    """Attend for chosen tokens of the video and of the references.
 
     -> [batch, chosen, heads, head_dim], [streams, chosen, heads, head_dim].
     """
+    video, condition = call.video, call.condition
     seeds = video.k.shape[0] // len(layouts)
     of_video, of_references = [], []
     assert video.q is not None and condition.q is not None
@@ -41,16 +41,11 @@ def self_attention_rows(
 
 
 def cross_attention_rows(
-    video_q: Tensor,
-    condition_q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: WordBias,
-    structure: Structure,
-    video_rows: Tensor,
-    own_rows: Tensor,
+    call: CrossAttention, video_rows: Tensor, own_rows: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Cross-attention of chosen tokens, in the shapes of `self_attention_rows`."""
+    """Attend over the text for chosen tokens, in the shapes of `self_attention_rows`."""
+    video_q, condition_q, k, v, bias, structure, _ = call
+    assert condition_q is not None and bias is not None
     streams = k.shape[0]
     seeds = video_q.shape[0] // streams
     table = ops.bias_table(condition_q.double(), k.double(), bias, structure)

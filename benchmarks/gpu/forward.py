@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.as_released import AsReleased
@@ -26,7 +27,7 @@ from lumosx_rt.kernels.fused import fused_ops
 from lumosx_rt.kernels.linear_fp8 import LinearFp8, quantize_mlp
 from lumosx_rt.reference.backbones import cost as roofline
 from lumosx_rt.reference.backbones.ops import REFERENCE, Ops
-from lumosx_rt.reference.backbones.wan import LumosX
+from lumosx_rt.reference.backbones.wan import Block, LumosX
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.mechanisms.lumosx.structure import structure_of
 
@@ -141,6 +142,7 @@ def in_e4m3(model: LumosX) -> LumosX:
             for name in ("q", "k", "v", "o"):
                 linear = getattr(attention, name)
                 setattr(attention, name, LinearFp8(linear))
+        assert isinstance(block, Block)
         block.ffn = quantize_mlp(block.ffn)
     return model
 
@@ -149,8 +151,9 @@ def compiled(scale: Scale, model: LumosX) -> LumosX:
     """Block by block: three variants are compiled (first, middle, last), not thirty."""
     torch._dynamo.reset()  # other scenes' variants would count towards its limit
     for block in model.blocks:
+        assert isinstance(block, Block)
         block.site = "blocks"  # a name of its own would be compiled for each
-        block.forward = scale.compiled(block.forward)
+        setattr(block, "forward", scale.compiled(block.forward))  # noqa: B010
     return model
 
 
@@ -238,7 +241,7 @@ def _explain(bench: Bench, key: str, name: str) -> Row:
     times: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     for event in profiler.events():
-        if on_gpu == (event.device_type == torch.autograd.DeviceType.CUDA):
+        if on_gpu == (event.device_type == DeviceType.CUDA):
             times[event.name] += event.time_range.elapsed_us() / 1e3
             calls[event.name] += 1
     kernels = [

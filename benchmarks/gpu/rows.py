@@ -20,6 +20,7 @@ from lumosx_rt.kernels.linear_fp8 import GeluQuantize
 from lumosx_rt.kernels.norm_modulate import QuantizedRows, quantize_rows
 from lumosx_rt.reference.backbones import cost as roofline
 from lumosx_rt.reference.backbones import ops
+from lumosx_rt.reference.backbones.ops import NormModulate, QkNormRope
 from lumosx_rt.reference.mechanisms.lumosx.structure import structure_of
 
 WAYS = ("triton", "eager", "compiled")
@@ -52,29 +53,26 @@ def norm_problem(
     x, delta = noise(batch, tokens, dim), noise(batch, tokens, dim, dtype=dtype)
     gate, scaling, shift = (noise(batch, 1, dim) for _ in range(3))
     rows = scale.sample(tokens)
-    given = (x, delta, gate, 1 + scaling, shift, config.eps)
+    wanted = torch.float32 if quantized else dtype
+    call = NormModulate(x, delta, gate, 1 + scaling, shift, config.eps, wanted)
 
-    def plain(*arguments: Any) -> Any:
-        if not quantized:
-            return ops.norm_modulate(*arguments, dtype)
-        x, y = ops.norm_modulate(*arguments, torch.float32)
-        return x, quantize_rows(y)
+    ours = norms.norm_modulate_quantized if quantized else norms.norm_modulate
 
-    def ours(*arguments: Any) -> Any:
-        if quantized:
-            return norms.norm_modulate_quantized(*arguments)
-        return norms.norm_modulate(*arguments, dtype)
+    def plain(call: NormModulate) -> Any:
+        x, y = ops.norm_modulate(call)
+        return x, quantize_rows(y) if quantized else y
 
     def exact() -> Tensors:
-        whole = (part.double() for part in (gate, 1 + scaling, shift))
-        own = (x[:, rows].double(), delta[:, rows].double())
-        return ops.norm_modulate(*own, *whole, config.eps, torch.float64)
+        wide_gate, scale_, shift_ = (part.double() for part in (gate, 1 + scaling, shift))
+        here, added = x[:, rows].double(), delta[:, rows].double()
+        wide_call = NormModulate(here, added, wide_gate, scale_, shift_, config.eps, torch.float64)
+        return ops.norm_modulate(wide_call)
 
     def pick(output: Any) -> Tensors:
         return output[0][:, rows], wide(output[1], rows)
 
     work = roofline.norm_modulate(batch * tokens, dim, quantized)
-    return Problem(scale.device, exact, pick, _ways(scale, op, ours, plain, given, work))
+    return Problem(scale.device, exact, pick, _ways(scale, op, ours, plain, call, work))
 
 
 def rope_problem(scale: Scale, keys: tuple[str, ...], seeds: int, dtype: torch.dtype) -> Problem:
@@ -87,17 +85,17 @@ def rope_problem(scale: Scale, keys: tuple[str, ...], seeds: int, dtype: torch.d
     video = structure.rope_video.flatten(1, 3)[:, None].expand(-1, len(keys), -1, -1)
     rope = torch.cat([video, structure.rope_references.flatten(2, 4)], 2)
     rows = scale.sample(tokens)
-    given = (x, weight, rope, config.num_heads, config.eps)
+    call = QkNormRope(x, weight, rope, config.num_heads, config.eps)
 
     def exact() -> Tensors:
         own = (x[:, rows].double(), weight.double(), rope[:, :, rows].double())
-        return (ops.qk_norm_rope(*own, config.num_heads, config.eps),)
+        return (ops.qk_norm_rope(QkNormRope(*own, config.num_heads, config.eps)),)
 
     def pick(output: Tensor) -> Tensors:
         return (output[:, rows],)
 
     work = roofline.qk_norm_rope(len(keys) * tokens, config.dim, config.head_dim)
-    ways = _ways(scale, "qk_norm_rope", ropes.qk_norm_rope, ops.qk_norm_rope, given, work)
+    ways = _ways(scale, "qk_norm_rope", ropes.qk_norm_rope, ops.qk_norm_rope, call, work)
     return Problem(scale.device, exact, pick, ways)
 
 
@@ -116,7 +114,7 @@ def gelu_problem(scale: Scale, keys: tuple[str, ...], seeds: int, dtype: torch.d
         return (wide(output, rows, 0),)
 
     work = roofline.gelu_quantize(tokens, dim)
-    ways = _ways(scale, "gelu_quantize", GeluQuantize(), plain, (x,), work)
+    ways = _ways(scale, "gelu_quantize", GeluQuantize(), plain, x, work)
     return Problem(scale.device, exact, pick, ways)
 
 
@@ -134,12 +132,12 @@ def _ways(
     op: str,
     ours: Callable[..., Any],
     plain: Callable[..., Any],
-    given: tuple[Any, ...],
+    call: Any,
     work: roofline.Work,
 ) -> dict[str, Way]:
     functions = (ours, plain, scale.compiled(plain))
     return {
-        f"{op}: {way}": Way(partial(function, *given), f"{op}: eager", work)
+        f"{op}: {way}": Way(partial(function, call), f"{op}: eager", work)
         for way, function in zip(WAYS, functions, strict=True)
     }
 

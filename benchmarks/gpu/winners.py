@@ -13,7 +13,7 @@ from lumosx_rt.kernels import tiles
 def write(bench: Bench, key: str, entry: dict[str, Any]) -> None:
     """Put an entry of this GPU's architecture into tiles.json.
 
-    A copy lies beside the rows, for runs on a machine that is given back; a rehearsal writes that
+    A copy is beside the rows, for runs on a machine that is given back; a rehearsal writes that
     copy only.
     """
     copy = bench.out / tiles.FILE.name

@@ -10,7 +10,7 @@ several copies may run at once with different --variants.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -27,7 +27,8 @@ from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.encoders.umt5 import load_text_encoder
 from lumosx_rt.reference.encoders.wan_vae import load_vae
 from lumosx_rt.reference.files import write_atomically
-from lumosx_rt.reference.mechanisms.lumosx.binding import bind_scene
+from lumosx_rt.reference.mechanisms.lumosx.binding import Binding, bind_scene
+from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.sampling.denoise import denoise
 from lumosx_rt.reference.sampling.eager import EagerBackend
 from lumosx_rt.reference.sampling.request import Request
@@ -78,6 +79,7 @@ VARIANTS = {
 def request_of(request: Request, variant: Variant) -> Request:
     """A request as a variant was trained: its layout, and the order of its references."""
     layout, binding = request.layout, request.binding
+    assert isinstance(layout, SceneLayout) and isinstance(binding, Binding)
     order = list(range(layout.references))
     if variant.relations == "lone-interleaved":
         edges = np.cumsum([layout.lone, *layout.subjects]).tolist()
@@ -113,21 +115,27 @@ def maker(components: Path, weights: Path, variant: Variant) -> MakeClip:
     return make_clip
 
 
-def tell(part: str, done: int, steps: int, metrics: dict[str, float]) -> None:
+def tell(part: str, done: int, steps: int, metrics: Mapping[str, float] | None = None, /) -> None:
     if done % 100 == 0 or done == steps:
         print(f"{part} {done} of {steps} {metrics or ''}", flush=True)
 
 
+def tell_scenes(
+    scene: str, done: int, total: int, metrics: Mapping[str, float] | None = None, /
+) -> None:
+    tell("scenes", done, total)
+
+
 def run(components: Path, folder: Path, name: str) -> list[Result]:
-    """Trains and judges one variant, or finds it again."""
+    """Train and judge one variant, or find it again."""
     variant = VARIANTS[name]
     place, latents = folder / name.replace(" ", "-").replace(",", ""), folder / "latents"
     single = TINY.phases[0].recipe(components, None)
-    start = make_bundle(single, folder / single.stages[0].name, latents, told=tell)
+    start = make_bundle(single, folder / single.stages[0].name, latents, progress=tell)
     plain = PAIRS.recipe(components, start, **variant.changes)
     recipe = replace(plain, model=replace(plain.model, mcam_ratio=variant.ratio))
     print(f"variant: {name}", flush=True)
-    bundle = make_bundle(recipe, place, latents, report=print, told=tell)
+    bundle = make_bundle(recipe, place, latents, report=print, progress=tell)
     stories = [told for told in BINDING.stories if len(told.people) == 2]
     what = {"variant": name, "recipe": recipe.describe()}
     identity = identity_of("ablation", BINDING, json.loads(json.dumps(what)))
@@ -136,7 +144,7 @@ def run(components: Path, folder: Path, name: str) -> list[Result]:
         stories,
         place / "judged",
         identity,
-        lambda scene, done, of: tell("scenes", done, of, {}),
+        tell_scenes,
     )
 
 

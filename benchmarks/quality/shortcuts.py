@@ -34,8 +34,8 @@ from lumosx_rt.bench.quality.suite import Result, identity_of, run_suite
 from lumosx_rt.bench.quality.table import compare, summarise
 from lumosx_rt.bench.run import LISTS
 from lumosx_rt.bench.speed.times import ratio
-from lumosx_rt.drawing.charts import frontier
 from lumosx_rt.drawing.typesetting import framed, stack
+from lumosx_rt.reference.charts import Measured, frontier
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import (
     replacing,
@@ -232,7 +232,8 @@ def picture(record: Row) -> Image.Image:
         for row in record["rows"]:
             rate, label = row["rates"][metric], label_of(row)
             share = 1 / row["times_as_fast"]["ratio"]
-            points.append((kind_of(row), label, share, rate["value"], rate["low"], rate["high"]))
+            interval = (rate["value"], rate["low"], rate["high"])
+            points.append(Measured(kind_of(row), label, share, *interval))
         title = f"{metric.capitalize()} against time, {record['scenes']} scenes, 95 % intervals"
         charts.append(frontier(title, "denoising time, exact = 1", metric, points))
     return framed(stack(charts, 24))

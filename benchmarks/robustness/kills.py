@@ -29,8 +29,9 @@ import torch
 
 import lumosx_rt as rt
 from benchmarks.records import keep
+from benchmarks.robustness import toy
 from lumosx_rt.artifact.source import random_transformer
-from lumosx_rt.bench.run import bench
+from lumosx_rt.bench.run import benchmark
 from lumosx_rt.builder import calibrate as calibrating
 from lumosx_rt.builder import train as training
 from lumosx_rt.export.onnx import graph
@@ -38,13 +39,12 @@ from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.encoders.random import random_components
 from lumosx_rt.reference.training.latents import build_cache
-from tests.helpers import toy
 
 CONFIG = LumosXConfig(dim=32, ffn_dim=64, num_heads=2, num_layers=2, text_dim=64, text_len=48)
 DEFAULTS = {"frames": 5, "height": 32, "width": 48, "steps": 4, "shift": 3.0, "guidance": 3.0}
 RECIPE = """
 from lumosx_rt.reference.training.recipe import Recipe, Stage
-from tests.helpers.toy import CONFIG, SIZE, Toy
+from benchmarks.robustness.toy import CONFIG, SIZE, Toy
 
 def brief():
     stage = Stage(name="brief", steps=12, data=Toy(4, name="toy"), streams=2, seeds=2)
@@ -95,7 +95,7 @@ def run_build(place: Path, folder: Path) -> None:
                     time.sleep(0.02)
         return {name: facts[name] for name in ("operators", "half_precision_matrices", "opset")}
 
-    graph.export_onnx = export_onnx  # type: ignore[assignment]
+    graph.export_onnx = export_onnx
     rt.build(place / "bundle", folder / "engine")
 
 
@@ -115,7 +115,7 @@ def run_calibrate(place: Path, folder: Path) -> None:
 
 def run_bench(place: Path, folder: Path) -> None:
     tiny = Path(__file__).parents[2] / "checkpoints" / "tiny"
-    bench(tiny, folder / "bench", scene_list="ci", scenes=4, sampling={"steps": 2})
+    benchmark(tiny, folder / "bench", scene_list="ci", scenes=4, sampling={"steps": 2})
 
 
 def digest(content: bytes) -> str:
@@ -192,9 +192,9 @@ def lived(child: int, seconds: float) -> int | None:
         if done:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.002)
-    for kill in (lambda: os.killpg(child, signal.SIGKILL), lambda: os.kill(child, signal.SIGKILL)):
+    for kill in (os.killpg, os.kill):
         try:
-            kill()
+            kill(child, signal.SIGKILL)
         except ProcessLookupError:
             pass
     os.waitpid(child, 0)

@@ -31,7 +31,7 @@ from benchmarks.records import keep
 SECONDS = 20
 MEMORY_BYTES = 1 << 30
 """More than was held when the first case of a kind had been read."""
-HOSTILE = (
+HOSTILE: tuple[Any, ...] = (
     None, True, -1, 0, 1 << 62, 1e308, float("nan"), float("inf"), "", "../../../canary",
     "/etc/passwd", "x" * 70_000, "\x00", "\ud800", [], {}, [[[[[]]]]], {"sha256": "0" * 64},
 )  # fmt: skip

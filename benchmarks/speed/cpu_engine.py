@@ -27,7 +27,7 @@ from lumosx_rt.artifact.source import random_transformer
 from lumosx_rt.backends.onnxruntime.run import OnnxRuntimeBackend
 from lumosx_rt.bench.common.machine import load_average, machine
 from lumosx_rt.export.onnx import graph
-from lumosx_rt.export.onnx.ops import rotate_operator
+from lumosx_rt.export.onnx.ops import export_ops, rotate_operator
 from lumosx_rt.reference.backbones.config import PRESETS
 from lumosx_rt.reference.backbones.ops import Ops, cross_attention, qk_norm_rope, self_attention
 from lumosx_rt.reference.errors import LumosXError
@@ -81,9 +81,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         backends: dict[str, Backend] = {BASELINE: EagerBackend(model)}
         for name, opset, ops in (
-            ("onnxruntime, opset 23", 23, graph.export_ops),
+            ("onnxruntime, opset 23", 23, export_ops),
             ("onnxruntime, opset 23, masks expanded", 23, masked_operator_ops),
-            ("onnxruntime, opset 20", 20, graph.export_ops),
+            ("onnxruntime, opset 20", 20, export_ops),
         ):
             path = Path(folder, f"{len(backends)}.onnx")
             with mock.patch.object(graph, "export_ops", ops):

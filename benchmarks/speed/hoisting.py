@@ -21,7 +21,7 @@ import torch
 from benchmarks.records import keep
 from lumosx_rt.artifact.source import random_transformer
 from lumosx_rt.reference.backbones.config import LumosXConfig
-from lumosx_rt.reference.backbones.wan import MAX_TIME
+from lumosx_rt.reference.backbones.wan import MAX_TIME, Block
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.sampling.inputs import random_inputs
 
@@ -38,19 +38,21 @@ def measure(rounds: int) -> dict[str, Any]:
     table = model.get_buffer("time_table")
     assert times.max() <= MAX_TIME
 
+    blocks = [block for block in model.blocks if isinstance(block, Block)]
+
     def words() -> None:
         known = model.text_embedding(text)
-        for block in model.blocks:
+        for block in blocks:
             block.cross_attn.project(known, "k", None, model.ops)
             block.cross_attn.project(known, "v", None, model.ops)
 
     def modulations() -> None:
         e = model.time_projection(model.time_embedding(table[times])).unflatten(1, (6, -1))
-        for block in model.blocks:
+        for block in blocks:
             (block.modulation + e).unsqueeze(2).unbind(1)
 
     parts: dict[str, Callable[[], Any]] = {
-        "step": lambda: model(*inputs),
+        "step": lambda: model(latents, times, *inputs.arguments()),
         "text_keys_and_values": words,
         "modulations": modulations,
     }

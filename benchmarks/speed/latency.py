@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -78,7 +79,7 @@ def main() -> int:
         provider="cpu",
         processor_time=True,
         report=_say,
-        progress=lambda name, done, of: _say(f"{done} of {of}: {name}"),
+        progress=_progress,
     )
     print(told(summary))
     shutil.copyfile(Path(summary["folder"], PAGE_FILE), given.out.with_suffix(".png"))
@@ -86,6 +87,12 @@ def main() -> int:
     del record["folder"]
     write_atomically(given.out, json.dumps(record, indent=1) + "\n")
     return 0
+
+
+def _progress(
+    part: str, done: int, total: int, metrics: Mapping[str, float] | None = None, /
+) -> None:
+    _say(f"{done} of {total}: {part}")
 
 
 def _say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""Graphs and packages of a model: what is made once and then lies in the cache."""
+"""Graphs and packages of a model: what is made once and then is in the cache."""
 
 from pathlib import Path
 

@@ -5,8 +5,8 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.speed.variants import BASELINE
-from lumosx_rt.drawing.charts import bars
 from lumosx_rt.drawing.typesetting import FAINT, framed, stack, text_line
+from lumosx_rt.reference.charts import bars
 
 
 def draw(content: dict[str, Any]) -> Image.Image:

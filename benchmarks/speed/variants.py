@@ -29,7 +29,7 @@ from lumosx_rt.backends.onnxruntime.run import OnnxRuntimeBackend
 from lumosx_rt.backends.torch.run import TorchBackend
 from lumosx_rt.calibration.formats import ROUNDED_GATE, format_of
 from lumosx_rt.reference.backbones.precision import recast
-from lumosx_rt.reference.backbones.wan import LumosX
+from lumosx_rt.reference.backbones.wan import Block, LumosX
 from lumosx_rt.reference.metrics import relative_error
 from lumosx_rt.reference.sampling.eager import EagerBackend
 from lumosx_rt.reference.sampling.inputs import Backend
@@ -105,8 +105,9 @@ def compiled(size: Size, model: LumosX, made: Path) -> Run:
     model = recast(model, torch.float32)
     torch._dynamo.reset()  # other sizes' variants would count towards its limit
     for block in model.blocks:
+        assert isinstance(block, Block)
         block.site = "blocks"  # a name of its own would be compiled for each
-        block.forward = torch.compile(block.forward, dynamic=False)
+        setattr(block, "forward", torch.compile(block.forward, dynamic=False))  # noqa: B010
     return bound(EagerBackend(model), size)
 
 

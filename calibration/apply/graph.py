@@ -1,6 +1,6 @@
 """A calibrated model with e4m3 in its graph: what the exports of FP8 engines trace.
 
-    linear      y = dq(q(x, x_scale)) @ dq(w8, w_scale) + bias            w8 lies in the file
+    linear      y = dq(q(x, x_scale)) @ dq(w8, w_scale) + bias            w8 is in the file
     attention   p = softmax(dq(q(q)) @ dq(q(k - mean)).T / sqrt(d))
                 out = dq(q(p, 1/448)) @ dq(q(v))
 
@@ -11,22 +11,30 @@ those found while running (activations "row") are the kernels' own (`kernels/`).
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from lumosx_rt.calibration.attach import attached, linear_at, wrapped
 from lumosx_rt.calibration.calibration_file import Calibration
 from lumosx_rt.calibration.scheme import centred, without_mean
 from lumosx_rt.calibration.sites import is_attention, part_of
 from lumosx_rt.kernels.qdq import PROBABILITY_SCALE, Qdq, quantize, weight_scale
 from lumosx_rt.reference.backbones import ops as plain
-from lumosx_rt.reference.backbones.ops import QKV, Attend, Ops, WordBias
+from lumosx_rt.reference.backbones.ops import (
+    QKV,
+    Attend,
+    Attended,
+    CrossAttention,
+    CrossAttentionOp,
+    Ops,
+    SelfAttention,
+    SelfAttentionOp,
+)
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
 
 
 class CarriedLinear(nn.Module):
@@ -76,7 +84,7 @@ operands; called with a mask it is that of groups."""
 def carried(
     model: LumosX, document: Calibration, qdq: Qdq, ops: Ops, rectangle: Rectangle | None = None
 ) -> Iterator[Ops]:
-    """The model with the document's linears in e4m3 while the block runs; gives the operations.
+    """Hold the document's linears in e4m3 while the block runs; gives the operations.
 
     ops: what everything else runs on. rectangle: where only the video's self-attention can be in
     e4m3. Raises LumosXError where the model is another, or scales are not known beforehand.
@@ -84,26 +92,21 @@ def carried(
     document.check(model)
     check_carriable(document)
     device = model.head.head.weight.device
+    linears: dict[str, nn.Module] = {}
     scales: dict[str, OperandScales] = {}
-    with ExitStack() as stack:
-        for site in document.quantized:
-            own = document.sites[site].scales
-            if not is_attention(site):
-                linear = model.get_submodule(site)
-                assert isinstance(linear, nn.Linear)
-                stack.callback(model.set_submodule, site, linear)
-                made = CarriedLinear(linear, own["x"], document.scheme["weights"], qdq)
-                model.set_submodule(site, made)
-            elif rectangle is None or part_of(site) == "self":
-                block, _, name = site.rpartition(".")
-                scales[site] = OperandScales(own, device)
-                model.get_submodule(block).add_module(name, scales[site])
-                stack.callback(delattr, model.get_submodule(block), name)
+    for site in document.quantized:
+        own = document.sites[site].scales
+        if not is_attention(site):
+            linear = linear_at(model, site)
+            linears[site] = CarriedLinear(linear, own["x"], document.scheme["weights"], qdq)
+        elif rectangle is None or part_of(site) == "self":
+            scales[site] = OperandScales(own, device)
+    with attached(model, {**linears, **scales}):
         yield carried_ops(ops, scales, qdq, document.scheme["smooth_keys"], rectangle)
 
 
 def check_carriable(document: Calibration) -> None:
-    """Raises LumosXError where scales are found while running, which graphs do not do."""
+    """Raise LumosXError where scales are found while running, which graphs do not do."""
     if document.scheme["activations"] != "tensor":
         raise LumosXError(
             "calibration: its activations have a scale a row, found while running, which only the "
@@ -118,17 +121,15 @@ def carried_ops(
     smooth: bool,
     rectangle: Rectangle | None = None,
 ) -> Ops:
-    """Operations whose attention is in e4m3 at the sites that have scales."""
+    """Give operations whose attention is in e4m3 at the sites that have scales."""
 
-    def self_attention(
-        video: QKV, condition: QKV, structure: Structure, site: str
-    ) -> tuple[Tensor, Tensor | None]:
-        if site not in scales:
-            return ops.self_attention(video, condition, structure, site)
-        own = scales[site]
+    def self_attention(run: SelfAttentionOp, call: SelfAttention) -> Attended:
+        if call.site not in scales:
+            return run(call)
+        own = scales[call.site]
         if rectangle is not None:
-            attend = rectangle(own, smooth)
-            return plain.self_attention(video, condition, structure, site, attend)
+            return plain.self_attention(call, rectangle(own, smooth))
+        video, condition = call.video, call.condition
         if smooth:
             video_k, condition_k = centred(video.k, condition.k)
             video, condition = video._replace(k=video_k), condition._replace(k=condition_k)
@@ -141,20 +142,12 @@ def carried_ops(
             for part in (video, condition)
         )
         spelled = partial(attend_spelled, qdq=qdq, scale=own.p)
-        return plain.self_attention(video, condition, structure, site, spelled)
+        return plain.self_attention(call._replace(video=video, condition=condition), spelled)
 
-    def cross_attention(
-        video_q: Tensor,
-        condition_q: Tensor | None,
-        k: Tensor,
-        v: Tensor,
-        bias: WordBias | None,
-        structure: Structure,
-        site: str,
-    ) -> tuple[Tensor, Tensor | None]:
-        if site not in scales:
-            return ops.cross_attention(video_q, condition_q, k, v, bias, structure, site)
-        own = scales[site]
+    def cross_attention(run: CrossAttentionOp, call: CrossAttention) -> Attended:
+        if call.site not in scales:
+            return run(call)
+        own = scales[call.site]
 
         def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
             smoothed = without_mean(k) if smooth else k
@@ -162,9 +155,9 @@ def carried_ops(
             return attend_spelled(*parts, mask, qdq, own.p)
 
         # the bias comes from queries and keys as they are
-        return plain.cross_attention(video_q, condition_q, k, v, bias, structure, site, attend)
+        return plain.cross_attention(call, attend)
 
-    return replace(ops, self_attention=self_attention, cross_attention=cross_attention)
+    return wrapped(ops, self_attention, cross_attention)
 
 
 def attend_spelled(

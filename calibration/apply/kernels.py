@@ -9,19 +9,18 @@ quantize what they write, and no linear reads anything wider.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager
 
-from torch import Tensor, nn
+from torch import nn
 
+from lumosx_rt.calibration.attach import attached, linear_at, wrapped
 from lumosx_rt.calibration.calibration_file import Calibration
 from lumosx_rt.calibration.sites import is_attention, part_of
-from lumosx_rt.kernels.fused import attention_e4m3, fused_ops
+from lumosx_rt.kernels.fused import fused_ops
 from lumosx_rt.kernels.linear_fp8 import GeluQuantize, LinearFp8
 from lumosx_rt.kernels.tiles import Capability
-from lumosx_rt.reference.backbones.ops import QKV, Ops
+from lumosx_rt.reference.backbones.ops import Attended, Ops, SelfAttention, SelfAttentionOp
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
 
 
 def on_kernels(
@@ -47,13 +46,10 @@ def on_kernels(
     if attended and attended != {site for site in document.sites if part_of(site) == "self"}:
         plain = fused_ops(capability, head_dim=model.config.head_dim).self_attention
 
-        def self_attention(
-            video: QKV, condition: QKV, structure: Structure, site: str
-        ) -> tuple[Tensor, Tensor | None]:
-            attend = attention_e4m3 if site in attended else plain
-            return attend(video, condition, structure, site)
+        def self_attention(run: SelfAttentionOp, call: SelfAttention) -> Attended:
+            return run(call) if call.site in attended else plain(call)
 
-        ops = replace(ops, self_attention=self_attention)
+        ops = wrapped(ops, self_attention)
     return _replaced(model, document, ops, linears & quantized, rows)
 
 
@@ -61,17 +57,11 @@ def on_kernels(
 def _replaced(
     model: LumosX, document: Calibration, ops: Ops, linears: set[str], rows: bool
 ) -> Iterator[Ops]:
-    with ExitStack() as stack:
-
-        def put(site: str, module: nn.Module) -> None:
-            stack.callback(model.set_submodule, site, model.get_submodule(site))
-            model.set_submodule(site, module)
-
-        for site in sorted(linears):
-            linear = model.get_submodule(site)
-            assert isinstance(linear, nn.Linear)
-            scale = None if rows else document.sites[site].scales["x"]
-            put(site, LinearFp8(linear, scale, document.scheme["weights"]))
-            if rows and part_of(site) == "ffn.2":
-                put(site.removesuffix("2") + "1", GeluQuantize())
+    modules: dict[str, nn.Module] = {}
+    for site in sorted(linears):
+        scale = None if rows else document.sites[site].scales["x"]
+        modules[site] = LinearFp8(linear_at(model, site), scale, document.scheme["weights"])
+        if rows and part_of(site) == "ffn.2":
+            modules[site.removesuffix("2") + "1"] = GeluQuantize()
+    with attached(model, modules):
         yield ops

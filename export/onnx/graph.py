@@ -33,7 +33,7 @@ def export_onnx(
 
     precision "fp16" stores matrices in half precision where they survive it and computes in
     float32. ops: how the four operations are spelled, by default in standard operators. finish:
-    is given the simplified graph (an onnx_ir model), to add to it. `report` is told each stage.
+    is given the simplified graph (an onnx_ir model), to add to it. `report` is shown each stage.
     """
     report("tracing the model")
     program = trace(model, ops or export_ops(opset))

@@ -18,9 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lumosx_rt.reference.backbones.ops import QKV, Ops, norm_modulate
+from lumosx_rt.reference.backbones.ops import (
+    QKV,
+    Attended,
+    NormModulate,
+    Ops,
+    SelfAttention,
+    norm_modulate,
+)
 from lumosx_rt.reference.backbones.wan import LumosX, Residual
-from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
 
 EMBEDDED, FIRST, LAST, CONDITION = "video.0", "video.1", "video.last", "condition.1"
 _DOMAIN, _KIND = "lumosx", "Mark"
@@ -38,19 +44,18 @@ def video_of(block: int) -> tuple[str, str, str]:
 def marked(model: LumosX, ops: Ops) -> Iterator[Ops]:
     """The operations to trace a model with, which mark what they are given; so does the model."""
 
-    def self_attention(
-        video: QKV, condition: QKV, structure: Structure, site: str
-    ) -> tuple[Tensor, Tensor | None]:
-        block = int(site.split(".")[1])
+    def self_attention(call: SelfAttention) -> Attended:
+        block = int(call.site.split(".")[1])
         q, k, v = (
             None if x is None else mark(x, name)
-            for x, name in zip(video, video_of(block), strict=True)
+            for x, name in zip(call.video, video_of(block), strict=True)
         )
         assert k is not None and v is not None
         keys, values = (
-            mark(x, name) for x, name in zip(condition[1:], keys_of(block), strict=True)
+            mark(x, name) for x, name in zip(call.condition[1:], keys_of(block), strict=True)
         )
-        return ops.self_attention(QKV(q, k, v), QKV(condition.q, keys, values), structure, site)
+        condition = call.condition._replace(k=keys, v=values)
+        return ops.self_attention(call._replace(video=QKV(q, k, v), condition=condition))
 
     def entered(names: tuple[str, ...]) -> Any:
         """For a module whose first arguments are residual streams."""
@@ -97,5 +102,5 @@ def name_marked(model: Any) -> None:
 
 def _settled(state: Residual, name: str) -> Residual:
     """A residual stream with nothing pending, marked."""
-    x, _ = norm_modulate(*state, None, None, 0.0, state[0].dtype)
+    x, _ = norm_modulate(NormModulate(*state, None, None, 0.0, state[0].dtype))
     return mark(x, name), None, None

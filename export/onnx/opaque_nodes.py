@@ -20,7 +20,17 @@ from torch import Tensor, nn
 from lumosx_rt.export.onnx.graph import OPSETS, export_onnx, translate
 from lumosx_rt.export.onnx.ops import attend_matmul, export_ops
 from lumosx_rt.reference.backbones.config import LumosXConfig
-from lumosx_rt.reference.backbones.ops import QKV, Ops, WordBias, bias_table, unrolled
+from lumosx_rt.reference.backbones.ops import (
+    QKV,
+    Attended,
+    CrossAttention,
+    Ops,
+    QkNormRope,
+    SelfAttention,
+    WordBias,
+    bias_table,
+    unrolled,
+)
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.mechanisms.lumosx.structure import Structure, structure_of
@@ -65,9 +75,8 @@ def plugin_ops(config: LumosXConfig) -> Ops:
     attributes = {"heads": config.num_heads, "scale": config.head_dim**-0.5}
     spelled = export_ops(OPSETS[0])
 
-    def self_attention(
-        video: QKV, condition: QKV, structure: Structure, site: str
-    ) -> tuple[Tensor, Tensor | None]:
+    def self_attention(call: SelfAttention) -> Attended:
+        video, condition, structure, _ = call
         assert video.q is not None
         groups = (structure.group_index, structure.group_mask, structure.group_inverse)
         known = (structure.bias_tiles, *groups)
@@ -79,18 +88,11 @@ def plugin_ops(config: LumosXConfig) -> Ops:
         outs = _node("RelationalAttention", given, attributes, [video.q, condition.q])
         return outs[0], outs[1]
 
-    def cross_attention(
-        video_q: Tensor,
-        condition_q: Tensor | None,
-        k: Tensor,
-        v: Tensor,
-        bias: WordBias | None,
-        structure: Structure,
-        site: str,
-    ) -> tuple[Tensor, Tensor | None]:
+    def cross_attention(call: CrossAttention) -> Attended:
+        _, condition_q, k, v, bias, structure, _ = call
         if condition_q is None or bias is None:
-            return spelled.cross_attention(video_q, condition_q, k, v, bias, structure, site)
-        video_out, _ = spelled.cross_attention(video_q, None, k, v, None, structure, site)
+            return spelled.cross_attention(call)
+        video_out, _ = spelled.cross_attention(call._replace(condition_q=None, bias=None))
         tiles = structure.bias_tiles
         own = attributes | {"ratio": bias.ratio}
         sizes = (config.num_heads, bias.template.shape[1], structure.tile_pool.shape[0])
@@ -101,11 +103,10 @@ def plugin_ops(config: LumosXConfig) -> Ops:
         (out,) = _node("RelationalCrossAttention", given, attributes, [condition_q])
         return video_out, out
 
-    def qk_norm_rope(
-        x: Tensor, weight: Tensor | None, rope: Tensor | None, heads: int, eps: float
-    ) -> Tensor:
+    def qk_norm_rope(call: QkNormRope) -> Tensor:
+        x, weight, rope, heads, eps = call
         if weight is None or rope is None:
-            return spelled.qk_norm_rope(x, weight, rope, heads, eps)
+            return spelled.qk_norm_rope(call)
         own = {"heads": heads, "eps": eps}
         (out,) = _node("QkNormRope", (x, weight, rope), own, [x.unflatten(-1, (heads, -1))])
         return out
@@ -151,14 +152,15 @@ def operations(config: LumosXConfig) -> dict[str, Operation]:
 
     def attention(*given: Tensor) -> tuple[Tensor, ...]:
         structure = _structure(dict(zip([*frame, *groups], given[6:], strict=True)))
-        out = spelled.self_attention(QKV(*given[:3]), QKV(*given[3:6]), structure, "")
+        call = SelfAttention(QKV(*given[:3]), QKV(*given[3:6]), structure)
+        out = spelled.self_attention(call)
         assert out[1] is not None
         return out[0], out[1]
 
     def video_attention(*given: Tensor) -> tuple[Tensor]:
         structure = _structure(dict(zip([*frame, *groups], given[5:], strict=True)))
         video, condition = QKV(*given[:3]), QKV(None, *given[3:5])
-        return (spelled.self_attention(video, condition, structure, "")[0],)
+        return (spelled.self_attention(SelfAttention(video, condition, structure))[0],)
 
     def bias(q: Tensor, k: Tensor, words: Tensor, pool: Tensor, tiles: Tensor) -> tuple[Tensor]:
         structure = _structure({"tile_pool": pool, "bias_tiles": tiles})
@@ -170,7 +172,8 @@ def operations(config: LumosXConfig) -> dict[str, Operation]:
         return (attend_matmul(q, k, v, unrolled(table, tiles)),)
 
     def norm_rope(x: Tensor, weight: Tensor, rope: Tensor) -> tuple[Tensor]:
-        return (spelled.qk_norm_rope(x, weight, rope, config.num_heads, config.eps),)
+        call = QkNormRope(x, weight, rope, config.num_heads, config.eps)
+        return (spelled.qk_norm_rope(call),)
 
     keys = {name: condition[name] for name in ("condition_k", "condition_v")}
     # traced with one row of angles; what it becomes broadcasts, and takes a row a batch entry too

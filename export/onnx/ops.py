@@ -36,7 +36,7 @@ def attend_operator(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Ten
 
 
 def attend_padded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Asks one query more and drops its answer: torch's CPU kernel divides by their number, and a
+    """Ask one query more and drop its answer: torch's CPU kernel divides by their number, and a
     scene without references has none."""
     mask = None if mask is None else F.pad(mask, (0, 0, 0, 1))
     return plain.attend(F.pad(q, (0, 0, 0, 0, 0, 1)), k, v, mask)[:, :-1]

@@ -30,7 +30,7 @@ def slots_of(size: tuple[int, int, int], references: int) -> Tensor:
 
 
 def padded_rectangle(model: nn.Module) -> Any:
-    """For `calibration.carry.carried`: attention over as many keys as the model's buffer says."""
+    """Give `calibration.apply.graph.carried` attention over as many keys as the buffer says."""
 
     def rectangle(scales: Any, smooth: bool) -> Attend:
         def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

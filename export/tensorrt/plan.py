@@ -6,7 +6,7 @@ everything here; what differs is a `Dialect`.
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -19,8 +19,8 @@ from lumosx_rt.export.tensorrt.layer_table import HEADING, problems, product_pro
 from lumosx_rt.export.tensorrt.variants import RTX, Dialect, missing_plugins, name_plugins
 from lumosx_rt.kernels.qdq import PROBABILITY_SCALE
 from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.progress import Report
 
-Report = Callable[[str], None]
 _TICK = 0.1  # seconds
 _TOLD = (None, "Building engine")  # parents of the phases that are worth a line
 _SCRATCH = "Max Scratch Memory: "
@@ -70,7 +70,7 @@ def build_plan(
     trt: the module tensorrt_rtx or tensorrt; dialect: its own. graph: .onnx, strongly typed; sites:
     its attention, `attention_sites`; plugins: its opaque nodes, {name: kind}. precision: "bf16" or
     "fp16", that of attention. targets: compute capabilities ("sm_89") to compile for; without any,
-    that of this machine's GPU. fp8: what has to be in e4m3. report: told what TensorRT does.
+    that of this machine's GPU. fp8: what has to be in e4m3. report: shown what TensorRT does.
     Raises LumosXError where it cannot build, or where an attention did not become one fused kernel,
     an 8-bit product or a plugin is none, or an input is not read; nothing is left at `path` then.
     An interrupted build stops at TensorRT's next step.

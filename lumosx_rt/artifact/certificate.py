@@ -58,7 +58,7 @@ def standing(folder: Path) -> Standing:
 
 
 def demand(folder: Path, *, unverified: bool) -> None:
-    """Warns (`NotVerified`) where an engine has no certificate; raises LumosXError where it failed.
+    """Warn (`NotVerified`) where an engine has no certificate; raise LumosXError where it failed.
 
     unverified: take it either way.
     """

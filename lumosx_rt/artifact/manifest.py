@@ -30,6 +30,7 @@ from lumosx_rt.reference.errors import LumosXError, listing
 from lumosx_rt.reference.files import sha256_of, write_atomically
 
 FORMAT = 1
+LUMOSX = "lumosx"
 MANIFEST = "manifest.json"
 REPORTS = ("report.json", "report.md", "report.png")
 PICTURE = REPORTS[2]
@@ -73,13 +74,16 @@ class Manifest:
     components: dict[str, str] = field(default_factory=dict)
     """sha256 of the text encoder, tokenizer and VAE it belongs to."""
     files: dict[str, FileRecord] = field(default_factory=dict)
-    mechanism: str = "lumosx"
-    """How pictures and words enter the video."""
+    mechanism: str = LUMOSX
+    """How pictures and words enter the video; not written where it is LumosX."""
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
         """Write manifest.json, whole or not at all."""
-        text = json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False)
+        entries = asdict(self)
+        if self.mechanism == LUMOSX:
+            del entries["mechanism"]  # only engines of another one name it
+        text = json.dumps(entries, indent=2, sort_keys=True, ensure_ascii=False)
         write_atomically(folder / MANIFEST, text + "\n")
 
 
@@ -108,7 +112,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path}: format {raw['format']} is newer than {FORMAT}, the newest this version "
             "reads; upgrade lumosx-rt or build the engine again"
         )
-    raw.setdefault("mechanism", "lumosx")  # engines that were built before it was named
+    raw.setdefault("mechanism", LUMOSX)
     problems = _shape_problems(raw)
     if not problems:
         problems = [p for name in raw["files"] for p in path_problems(name, raw["backend"])]

@@ -134,9 +134,12 @@ def _fp8_lines(facts: dict[str, Any] | None) -> list[str]:
 
 
 def _compiled(build: dict[str, Any]) -> str:
-    if "compile_seconds" not in build:
+    """What was made: a graph, code, or whatever another backend keeps."""
+    if "compile_seconds" in build:
+        return f"compiled in {build['compile_seconds']} s for {', '.join(build['device'].values())}"
+    if "opset" in build:
         return f"opset {build['opset']}, {sum(build['operators'].values())} operators"
-    return f"compiled in {build['compile_seconds']} s for {', '.join(build['device'].values())}"
+    return "nothing compiled"
 
 
 def _verify_section(check: dict[str, Any]) -> list[str]:

@@ -110,7 +110,7 @@ def weights_digest(model: LumosX) -> str:
 def source_of(manifest: Manifest, checkpoint: str | Path | None) -> Source:
     """The weights an engine was built from, to compare it with.
 
-    checkpoint: where they lie; needed unless they are random or still where they were built from.
+    checkpoint: where they are; needed unless they are random or still where they were built from.
     Raises LumosXError where they cannot be found or are others.
     """
     identity = manifest.checkpoint

@@ -44,7 +44,7 @@ def remember(bundle: Bundle, hashes: dict[str, str]) -> None:
 
 
 def recall(digest: str) -> Bundle | None:
-    """The bundle that held a part with this hash, if it still lies where it was."""
+    """The bundle that held a part with this hash, if it is still where it was."""
     with suppress(OSError, ValueError, KeyError, TypeError, LumosXError):
         note = json.loads((cache_dir() / "bundles" / f"{digest}.json").read_text())
         return find_bundle(note["root"])

@@ -1,7 +1,7 @@
 """The benchmark as a whole: a list run, its summary, its page."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ from lumosx_rt.backends.common.devices import Provider
 from lumosx_rt.bench.common.folder import RUN_FILE, read_identity
 from lumosx_rt.bench.common.makers import Sampling, sampled, vae_alone
 from lumosx_rt.bench.quality.page import draw_page
-from lumosx_rt.bench.quality.suite import Progress, identity_of, read_results, run_suite
+from lumosx_rt.bench.quality.suite import identity_of, read_results, run_suite
 from lumosx_rt.bench.quality.table import as_text, compare, summarise
 from lumosx_rt.bench.speed.command import bench_speed
 from lumosx_rt.bench.speed.command import told as speed_told
 from lumosx_rt.bench.speed.measure import QUICK, Extent
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import replacing, write_atomically
+from lumosx_rt.reference.progress import Progress, Report, quiet
 from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy
 from lumosx_rt.reference.world.scene_lists import BINDING, BINDING_CI, FOUR
 
@@ -28,7 +29,7 @@ LISTS = {"full": BINDING, "ci": BINDING_CI, "four": FOUR}
 SUMMARY_FILE, PAGE_FILE = "summary.json", "page.png"
 
 
-def bench(
+def benchmark(
     path: Path,
     folder: Path,
     *,
@@ -42,10 +43,10 @@ def bench(
     provider: Provider = "auto",
     trust: bool = False,
     lossy: Lossy = EXACT,
-    report: Callable[[str], None] = lambda line: None,
-    progress: Progress = lambda name, done, of: None,
+    report: Report = lambda line: None,
+    progress: Progress = quiet,
 ) -> dict[str, Any]:
-    """Runs a suite on an engine directory or a bundle; returns the summary.
+    """Run a suite on an engine directory or a bundle; returns the summary.
 
     folder: where results are kept, and found again by the same command. scenes: only the first so
     many of the list. sampling: also as {name: value}, None where the suite's own is meant. quick:
@@ -144,7 +145,7 @@ def told(summary: dict[str, Any]) -> str:
 
 
 def _check_comparable(identity: dict[str, Any], against: Path) -> None:
-    """Raises LumosXError where the other run was drawn or judged by other code."""
+    """Raise LumosXError where the other run was drawn or judged by other code."""
     file = against.parent / RUN_FILE
     if file.is_file() and read_identity(file).get("world") != identity["world"]:
         raise LumosXError(

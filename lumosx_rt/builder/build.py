@@ -9,15 +9,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 from lumosx_rt.artifact import user_cache as cache
 from lumosx_rt.artifact.manifest import (
-    CALIBRATION,
-    FileRecord,
     Manifest,
     check_files,
     read_manifest,
@@ -25,76 +22,49 @@ from lumosx_rt.artifact.manifest import (
 )
 from lumosx_rt.artifact.report import write_report
 from lumosx_rt.artifact.source import ENCODERS, CheckpointSource, RandomSource, Source
-from lumosx_rt.backends.common.compiler import Compiler, Report
+from lumosx_rt.backends.common.compiler import Compiler
 from lumosx_rt.backends.common.forward_parity import forward_parity
-from lumosx_rt.backends.compiler import compiler_of
-from lumosx_rt.backends.loading import load_backend
-from lumosx_rt.export.limits import Limits
+from lumosx_rt.backends.table import compiler_of, load_backend
+from lumosx_rt.builder.options import BuildOptions
+from lumosx_rt.builder.stages import STAGES, put_in_place, run_stages
+from lumosx_rt.calibration.formats import format_of
 from lumosx_rt.reference.backbones.config import LumosXConfig
-from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.checkpoints.bundle import find_bundle
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.files import write_atomically
+from lumosx_rt.reference.progress import Report
 from lumosx_rt.reference.sampling.inputs import LIMITS
-from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.runtime.memory import peak_memory_bytes
 
 MAX_REFERENCES = 16
-STAGES = "stages.json"
 
 
 def build(
     checkpoint: str | Path | None,
     out: str | Path,
     *,
-    preset: str | None = None,
-    seed: int = 0,
     backend: str = "auto",
-    precision: str | None = None,
-    opset: int | None = None,
-    device: str = "auto",
-    targets: str | Sequence[str] | None = None,
-    max_references: int = MAX_REFERENCES,
-    max_seeds: int | None = None,
-    max_size: VideoSize | None = None,
-    buckets: str | Sequence[int] | None = None,
-    weight_streaming: bool = False,
-    calibration: str | Path | None = None,
-    config: LumosXConfig | None = None,
     self_contained: bool = False,
     force: bool = False,
     report: Report = lambda line: None,
+    **options: Unpack[BuildOptions],
 ) -> Path:
     """Build an engine directory and return its path.
 
     checkpoint: anything `find_bundle` recognises; or None for a `preset` with random weights.
     backend: "onnxruntime" (also "auto"), "torch" (code compiled for this kind of machine),
     "tensorrt-rtx" (a plan for GPUs that need not be here), or "tensorrt" (one for the GPU here).
-    precision: "fp32", "fp16" (onnxruntime: matrices stored in half precision, computed in float32;
-    a plan computes in it), "bf16" (the released mixed precision) or "fp8" (e4m3, by the scales of
-    the file `calibration`, or observed on noise for a preset); by default fp32, and bf16 for a GPU.
-    opset: onnxruntime's. device: torch's, "auto" (a GPU if there is one), "cpu" or "cuda".
-    targets ("sm_89,sm_120"), max_seeds, max_size (the checkpoint's own), buckets (in fp8: the
-    references that each of several plans serves, "4,16") and weight_streaming (weights stay on the
-    host where the GPU is small) are a plan's.
-    self_contained: copy text encoder, tokenizer and VAE in. force: replace what stands at `out`.
-    report: told what is being done. Raises LumosXError; nothing is left at `out` then.
+    self_contained: copy text encoder, tokenizer and VAE in. force: replace what is at `out`.
+    report: shown what is being done. options: `BuildOptions`. Raises LumosXError; nothing is left
+    at `out` then.
     """
     given, out = Path(out), Path(os.path.abspath(out))
-    compiler = compiler_of(
-        backend,
-        precision,
-        opset,
-        device,
-        targets=targets,
-        max_seeds=max_seeds,
-        max_size=max_size,
-        buckets=buckets,
-        weight_streaming=weight_streaming,
-        calibration=None if calibration is None else Path(calibration),
-        random=preset is not None,
-    )
+    asked = dict(options)
+    weights = [asked.pop(name, None) for name in ("preset", "seed", "config")]
+    preset, seed, config = cast(tuple[str | None, int | None, LumosXConfig | None], weights)
+    wanted_references = cast(int | None, asked.pop("max_references", None))
+    max_references = MAX_REFERENCES if wanted_references is None else wanted_references
+    compiler = compiler_of(backend, asked, random=preset is not None)
     _check_references(max_references)
     if (checkpoint is None) == (preset is None):
         raise LumosXError("build: name either a checkpoint, or a preset for random weights")
@@ -102,7 +72,7 @@ def build(
     started = time.monotonic()
     source: Source
     if preset is not None:
-        source = RandomSource(preset, seed)
+        source = RandomSource(preset, seed or 0)
     else:
         assert checkpoint is not None
         source = CheckpointSource(find_bundle(checkpoint), config)
@@ -112,7 +82,7 @@ def build(
     report("reading the weights")
     model = source.load()
     identity = source.identity()
-    if compiler.precision == "fp8" and compiler.document is None:
+    if format_of(compiler.precision).quantized and compiler.document is None:
         from lumosx_rt.calibration.noise import noise_calibration
 
         report("random weights: scales are observed on noise")
@@ -144,7 +114,7 @@ def build(
         report(f"{given} is up to date")
         return given
     partial = out.with_name(f".{out.name}.partial")
-    facts = _run_stages(partial, key, source, model, limits, compiler, self_contained, report)
+    facts = run_stages(partial, key, source, model, limits, compiler, self_contained, report)
 
     components = _components(source, partial)
     manifest = Manifest(
@@ -182,7 +152,7 @@ def build(
     manifest = replace(manifest, files=files)
     write_report(partial, manifest, build=facts)
     manifest.write(partial)
-    _put_in_place(partial, out)
+    put_in_place(partial, out)
     report(f"{given} built in {facts['seconds']} s")
     return given
 
@@ -229,88 +199,8 @@ def _why_not_up_to_date(out: Path, key: str, compiler: Compiler) -> str | None:
     return None
 
 
-def _run_stages(
-    partial: Path,
-    key: str,
-    source: Source,
-    model: LumosX,
-    limits: Limits,
-    compiler: Compiler,
-    self_contained: bool,
-    report: Report,
-) -> dict[str, Any]:
-    """Run what an earlier, killed build of the same key has not finished; returns its facts."""
-    done = _finished_stages(partial, key)
-    if "components" not in done:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _copy_components(partial, source, self_contained, report)
-        if compiler.document is not None:
-            compiler.document.write(partial / CALIBRATION)
-        _finish(partial, key, done, "components", {})
-    if "transformer" in done and compiler.vouches_for(partial):
-        report("compiled transformer: found from an earlier build")
-    else:
-        shutil.rmtree((partial / compiler.files[0]).parent, ignore_errors=True)
-        facts = compiler.compile(model, partial, limits, report)
-        _finish(partial, key, done, "transformer", facts)
-    made: dict[str, Any] = done["transformer"]["facts"]
-    return made
-
-
-def _finished_stages(partial: Path, key: str) -> dict[str, dict[str, Any]]:
-    try:
-        state = json.loads((partial / STAGES).read_text())
-        if state["key"] != key:
-            return {}
-        present = record_files(partial)
-        for stage in state["done"].values():
-            if any(asdict(present[name]) != record for name, record in stage["files"].items()):
-                return {}
-    except (OSError, ValueError, KeyError):
-        return {}
-    found: dict[str, dict[str, Any]] = state["done"]
-    return found
-
-
-def _finish(
-    partial: Path, key: str, done: dict[str, dict[str, Any]], stage: str, facts: dict[str, Any]
-) -> None:
-    files: dict[str, FileRecord] = record_files(partial)
-    files.pop(STAGES, None)
-    done[stage] = {"files": {name: asdict(r) for name, r in files.items()}, "facts": facts}
-    write_atomically(partial / STAGES, json.dumps({"key": key, "done": done}))
-
-
-def _copy_components(partial: Path, source: Source, self_contained: bool, report: Report) -> None:
-    target = partial / "components"
-    if isinstance(source, RandomSource):
-        if source.preset != "tiny":
-            report("components: none; random weights of this size come without encoders")
-            return
-        from lumosx_rt.reference.encoders.random import random_components
-
-        text_encoder, tokenizer, vae = random_components(source.seed)
-        save_bundle(target, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
-    elif self_contained:
-        bundle = source.bundle
-        from lumosx_rt.reference.encoders.umt5 import load_text_encoder
-        from lumosx_rt.reference.encoders.wan_vae import load_vae
-
-        missing = [name for name in ENCODERS if getattr(bundle, name) is None]
-        if missing:
-            raise LumosXError(
-                f"--self-contained: {bundle.root} has no {', '.join(missing)} to copy in"
-            )
-        report("copying text encoder, tokenizer and VAE")
-        encoder, vae_coder = load_text_encoder(bundle), load_vae(bundle, dtype=None)
-        save_bundle(
-            target, vae=vae_coder.model, text_encoder=encoder.model, tokenizer=encoder.tokenizer
-        )
-
-
 def _components(source: Source, partial: Path) -> dict[str, str]:
-    """Hashes of the encoders the engine belongs to: its own, else those beside the weights."""
+    """Hash of the encoders the engine belongs to: its own, else those beside the weights."""
     if (partial / "components").is_dir():
         bundle = find_bundle(partial / "components")
         if isinstance(source, CheckpointSource):
@@ -320,14 +210,3 @@ def _components(source: Source, partial: Path) -> dict[str, str]:
         cache.remember(source.bundle, source.hashes)
         return {name: digest for name, digest in source.hashes.items() if name in ENCODERS}
     return {}
-
-
-def _put_in_place(partial: Path, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    (partial / STAGES).unlink()
-    if out.exists():
-        os.replace(out, old)
-    os.replace(partial, out)
-    shutil.rmtree(old, ignore_errors=True)

@@ -5,7 +5,7 @@ and its result is bit-equal to that of a run that was never stopped.
 """
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +48,7 @@ from lumosx_rt.reference.encoders.wan_vae import load_vae
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import replacing
 from lumosx_rt.reference.packages import require
+from lumosx_rt.reference.progress import Progress, Report, quiet
 from lumosx_rt.reference.sampling.request import Request
 from lumosx_rt.reference.scenes.video_size import VideoSize
 
@@ -60,8 +61,6 @@ SCHEMES = (
     Scheme(activations="row"),
 )
 """Compared in every calibration, everything in FP8."""
-Told = Callable[[str, int, int], None]
-"""Told (what is done, how many are, of how many)."""
 
 
 def calibrate(
@@ -77,10 +76,10 @@ def calibrate(
     scheme: Scheme | None = None,
     device: str = "cpu",
     force: bool = False,
-    report: Callable[[str], None] = lambda line: None,
-    progress: Told = lambda what, done, of: None,
+    report: Report = lambda line: None,
+    progress: Progress = quiet,
 ) -> Calibration:
-    """Calibrates a bundle and writes `out`, and beside it the picture of its front (.png).
+    """Calibrate a bundle and writes `out`, and beside it the picture of its front (.png).
 
     scenes, count: as for `find_scenes`. steps: by default the bundle's own. bins: timestep bins.
     budget: least SQNR of the velocity, dB. precision: that the model is observed in. Raises
@@ -128,8 +127,8 @@ class Run:
         precision: str,
         device: str,
         out: Path,
-        report: Callable[[str], None],
-        progress: Told,
+        report: Report,
+        progress: Progress,
     ) -> None:
         self.scenes, self.sampling, self.scheme = scenes, sampling, scheme
         self.precision, self.report, self.progress = precision, report, progress

@@ -1,11 +1,11 @@
 """Training runs by name: the tiny LumosX from nothing, or a recipe of one's own."""
 
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.progress import Progress, Report, quiet
 
 
 def train(
@@ -14,23 +14,24 @@ def train(
     *,
     device: str = "cpu",
     processes: int = 2,
-    report: Callable[[str], None] = lambda line: None,
-    told: Callable[[str, int, int, dict[str, float]], None] = lambda *_: None,
+    report: Report = lambda line: None,
+    progress: Progress = quiet,
 ) -> Path:
-    """Trains what a name says, in a folder; returns the finished bundle, folder/bundle.
+    """Train what a name says, in a folder; return the finished bundle, folder/bundle.
 
     recipe: "tiny" for the drawn world's LumosX, encoders included, or FILE.py:FUNCTION, a function
     that returns a `Recipe`. A run that was killed goes on where it was. processes: workers that
-    make latents. report: told the plan before anything starts. Raises LumosXError for a name that
+    make latents. report: shown the plan before anything starts. Raises LumosXError for a name that
     says nothing, a folder with another run in it, too little memory.
     """
     if recipe == "tiny":
         from lumosx_rt.reference.world.train.course import TINY
 
-        return TINY.run(folder, processes=processes, report=report, told=told)
+        return TINY.run(folder, processes=processes, report=report, progress=progress)
     from lumosx_rt.reference.training.pipeline import make_bundle
 
-    options: Any = {"device": device, "processes": processes, "report": report, "told": told}
+    options: Any = {"device": device, "processes": processes, "report": report}
+    options |= {"progress": progress}
     return make_bundle(_recipe_of(recipe), folder, folder / "latents", **options)
 
 

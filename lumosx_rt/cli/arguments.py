@@ -19,8 +19,7 @@ def loaded_engine(
     unverified: bool = False,
     lossy: Any = None,
 ) -> Any:
-    """An engine; that it was never compared with the reference, and that shortcuts make its videos
-    others, is each said in a line.
+    """Load an engine. Print a note if it was never verified, and one if shortcuts are on.
 
     A provider that does not exist ends the program with a usage error.
     """
@@ -61,7 +60,7 @@ def shortcuts(keys: int, skip: float) -> Any:
 
 
 def check_provider(provider: str) -> None:
-    """Ends the program with a usage error for a provider that does not exist."""
+    """End the program with a usage error for a provider that does not exist."""
     from lumosx_rt.backends.common.devices import PROVIDERS
 
     if provider not in PROVIDERS:

@@ -60,17 +60,11 @@ def bench(
     """
     check_provider(provider)
     with reasons("finished scenes are kept, the same command goes on from there"):
-        from lumosx_rt.bench.run import bench as run_bench
-        from lumosx_rt.bench.run import default_folder, told
+        from lumosx_rt.bench.run import benchmark, default_folder, told
 
         lossy = shortcuts(lossy_keys, lossy_skip)
-        with progress_bar() as bar:
-            task = bar.add_task("bench", total=None)
-
-            def progress(name: str, done: int, of: int) -> None:
-                bar.update(task, description=name, completed=done, total=of)
-
-            summary = run_bench(
+        with progress_bar("bench") as progress:
+            summary = benchmark(
                 model,
                 out or default_folder(model, suite, scene_list, quick, lossy),
                 suite=suite,

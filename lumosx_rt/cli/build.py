@@ -38,7 +38,7 @@ def build(
     opset: Annotated[
         int | None, typer.Option(help="onnxruntime: operator set, 23 or 20 [23].")
     ] = None,
-    device: Annotated[str, typer.Option(help="torch: auto, cpu or cuda.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="torch: auto, cpu or cuda [auto].")] = None,
     max_references: Annotated[
         int, typer.Option(help="Largest number of pictures in a scene.")
     ] = 16,

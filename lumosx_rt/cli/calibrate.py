@@ -49,12 +49,7 @@ def calibrate(
         from lumosx_rt.builder import calibrate as calibrating
         from lumosx_rt.calibration.scheme import Scheme
 
-        with progress_bar() as bar:
-            task = bar.add_task("calibrate", total=None)
-
-            def progress(what: str, done: int, of: int) -> None:
-                bar.update(task, description=what, completed=done, total=of)
-
+        with progress_bar("calibrate") as progress:
             found = calibrating.calibrate(
                 bundle,
                 out,

@@ -2,16 +2,18 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.text import Text
 
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.progress import Progress
 
 INTERRUPTED = 130
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -50,13 +52,27 @@ def reasons(interrupted: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A bar with what is being done, steps and time left."""
+def progress_bar(one: str | None = None) -> Iterator[Progress]:
+    """Show bars with what is being done, steps and remaining time, while the block runs.
+
+    one: the first text of a single bar for all parts; without it every part has its own.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    with Progress(*columns, console=stderr) as progress:
-        yield progress
+    with Bars(*columns, console=stderr) as bars:
+        tasks = {} if one is None else {one: bars.add_task(one, total=None)}
+
+        def show(
+            part: str, done: int, total: int, metrics: Mapping[str, float] | None = None, /
+        ) -> None:
+            key = one or part
+            if key not in tasks:
+                tasks[key] = bars.add_task(part, total=total)
+            values = "".join(f"  {name} {value:.3g}" for name, value in (metrics or {}).items())
+            bars.update(tasks[key], description=part + values, completed=done, total=total)
+
+        yield show

@@ -76,13 +76,10 @@ def generate(
         loaded = loaded_engine(engine, components, provider, trust, max_memory, unverified, lossy)
         if loaded.manifest.checkpoint.get("source") == "random":
             say("note: this engine has random weights; its videos are noise in colour, by design")
-        with progress_bar() as bar:
-            tasks: dict[str, Any] = {}
+        with progress_bar() as show:
 
             def progress(name: str, state: Any) -> None:
-                if name not in tasks:
-                    tasks[name] = bar.add_task(name, total=state.steps)
-                bar.update(tasks[name], completed=state.step)
+                show(name, state.step, state.steps)
 
             settings: dict[str, Any] = {
                 "size": video_size(loaded.manifest.defaults, frames, height, width),

@@ -1,7 +1,7 @@
 """`lumosx-rt train`, as a command."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -32,16 +32,8 @@ def train(
         from lumosx_rt.builder.train import train as run_training
 
         folder = out or Path("out", "train-" + recipe.rpartition(":")[2])
-        with progress_bar() as bar:
-            tasks: dict[str, Any] = {}
-
-            def told(part: str, done: int, of: int, metrics: dict[str, float]) -> None:
-                if part not in tasks:
-                    tasks[part] = bar.add_task(part, total=of)
-                values = "".join(f"  {name} {value:.3g}" for name, value in metrics.items())
-                bar.update(tasks[part], description=part + values, completed=done)
-
+        with progress_bar() as progress:
             bundle = run_training(
-                recipe, folder, device=device, processes=processes, report=say, told=told
+                recipe, folder, device=device, processes=processes, report=say, progress=progress
             )
         result(str(bundle), {"bundle": str(bundle)}, as_json)

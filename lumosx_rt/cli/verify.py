@@ -52,12 +52,7 @@ def verify(
         chosen = [Scene.load(path) for path in find_scenes(scenes)] if scenes else builtin_scenes()
         say(f"loading {engine}")
         loaded = loaded_engine(engine, components, provider, trust, unverified=True)
-        with progress_bar() as bar:
-            task = bar.add_task("verify", total=None)
-
-            def progress(what: str, done: int, of: int) -> None:
-                bar.update(task, description=what, completed=done, total=of)
-
+        with progress_bar("verify") as progress:
             section = verify_engine(
                 loaded,
                 chosen,

@@ -1,46 +1,32 @@
-"""A calibration's front as a picture: quality of the velocity over the work in FP8."""
+"""A calibration's trade-off as a picture: quality of the velocity over the work in FP8."""
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from lumosx_rt.calibration.calibration_file import Calibration
-from lumosx_rt.drawing.typesetting import FAINT, INK, PAPER, font_of
-
-WIDTH, HEIGHT, MARGIN = 960, 540, 72  # pixels
-LINE, MARK, BOUND = "#1f4e9c", "#c62828", "#b8cbe6"
-TICKS = 5
+from lumosx_rt.reference.charts import Measured, frontier_figure, image_of
 
 
 def front_picture(found: Calibration) -> Image.Image:
-    """What was measured (blue), what was chosen (red), and the budget (pale)."""
+    """Draw what was measured, what was chosen, and the budget."""
     chosen = found.measured["chosen"]
     front = [p for p in found.measured["front"] if p["share"] > 0] or [chosen]
-    heights = [found.budget, *(min(p["sqnr"]) for p in front)]
-    low, high = min(heights) - 1, max(heights) + 1
 
-    def place(share: float, sqnr: float) -> tuple[float, float]:
-        up = (min(sqnr, high) - low) / (high - low)
-        return MARGIN + share * (WIDTH - 2 * MARGIN), HEIGHT - MARGIN - up * (HEIGHT - 2 * MARGIN)
+    def point(kind: str, label: str, entry: dict[str, float | list[float]]) -> Measured:
+        share, sqnr = entry["share"], entry["sqnr"]
+        assert isinstance(share, float | int) and isinstance(sqnr, list)
+        worst, best = min(sqnr), max(sqnr)
+        return Measured(kind, label, 100 * share, worst, worst, best if label else worst)
 
-    image = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
-    pen = ImageDraw.Draw(image)
-    for i in range(TICKS + 1):
-        part = i / TICKS
-        sqnr = low + part * (high - low)
-        _, y = place(0, sqnr)
-        x, _ = place(part, low)
-        pen.line([(MARGIN, y), (WIDTH - MARGIN, y)], "#e4e4e4")
-        pen.text((MARGIN - 10, y), f"{sqnr:.1f}", FAINT, font_of(13), anchor="rm")
-        pen.text((x, HEIGHT - MARGIN + 10), f"{100 * part:.0f} %", FAINT, font_of(13), anchor="ma")
-    pen.line([place(0, found.budget), place(1, found.budget)], BOUND, 3)
-    places = [place(p["share"], min(p["sqnr"])) for p in front]
-    pen.line(places, LINE, 2)
-    for x, y in places:
-        pen.ellipse([x - 3, y - 3, x + 3, y + 3], LINE)
-    x, y = place(chosen["share"], min(chosen["sqnr"]))
-    pen.ellipse([x - 7, y - 7, x + 7, y + 7], outline=MARK, width=3)
-    title = (
-        f"velocity, dB in the worst timestep bin, over the share of block FLOPs in FP8: chosen "
-        f"{100 * chosen['share']:.1f} %, budget {found.budget:g} dB"
+    points = [point("measured", "", entry) for entry in front]
+    points.append(point("chosen", f"chosen: {100 * chosen['share']:.1f} %", chosen))
+    figure = frontier_figure(
+        "What runs in FP8, and what it costs",
+        "share of the blocks' FLOPs in FP8, %",
+        "velocity, dB in the worst timestep bin",
+        points,
     )
-    pen.text((MARGIN, 24), title, INK, font_of(15))
-    return image
+    (axes,) = figure.axes
+    axes.axhline(found.budget, color="#b8cbe6", linewidth=3, zorder=0)
+    axes.annotate(f"budget {found.budget:g} dB", (0, found.budget), (4, 4),
+                  textcoords="offset points", size=9)  # fmt: skip
+    return image_of(figure)

@@ -22,6 +22,7 @@ from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import replacing
 from lumosx_rt.reference.metrics import peak_signal_to_noise, relative_error
+from lumosx_rt.reference.progress import Progress, quiet
 from lumosx_rt.reference.sampling.denoise import denoise
 from lumosx_rt.reference.sampling.eager import EagerBackend
 from lumosx_rt.reference.sampling.inputs import Backend
@@ -43,12 +44,12 @@ def verify(
     size: VideoSize | None = None,
     steps: int = 8,
     seeds: Sequence[int] = (0,),
-    progress: Callable[[str, int, int], None] = lambda what, done, of: None,
+    progress: Progress = quiet,
 ) -> dict[str, Any]:
     """Sample scenes with engine and reference from the same noise, and write the engine's report.
 
     checkpoint: the weights the engine was built from, where they are not found by themselves.
-    progress: told (what, steps done, steps in all). Returns the report's section: `passed`, the
+    progress: shown every step of both. Returns the report's section: `passed`, the
     (largest) `gate`, what undoing each quirk of docs/spec.md would change (`check_quirks`), and per
     scene its own gate, the error of the latents after every step, the PSNR and SSIM of the decoded
     frames, whether they are finite and not flat, and the errors of two engine runs that are wrong
@@ -70,10 +71,10 @@ def verify(
     for request in requests:
         before = 2 * steps * len(results)
 
-        def told(what: str, done: int, before: int = before) -> None:
+        def sampled(what: str, done: int, before: int = before) -> None:
             progress(what, before + done + steps * what.endswith("engine"), total)
 
-        result, pair = compare(engine, reference, request, gate, told)
+        result, pair = compare(engine, reference, request, gate, sampled)
         results.append(result)
         if pair is not None and (worst is None or _badness(result) > _badness(worst[0])):
             worst = (result, *pair)

@@ -1,8 +1,8 @@
 """Where numbers stopped being finite: the failing step, run again with its insides exposed.
 
-Nothing of this runs while all is well. The reference shows its insides through hooks; a graph is
-loaded once more with a sum beside every value; compiled code shows nothing, so there the reference
-is run from the checkpoint, where it lies where the engine was built from.
+Runs only after a failure. PyTorch: forward hooks. ONNX: the graph is loaded again with a sum after
+every value. Compiled packages cannot be inspected, so the step is repeated in the reference if the
+checkpoint can be found.
 """
 
 import re
@@ -96,8 +96,8 @@ def _watched(model: LumosX, found: list[str]) -> Iterator[None]:
         return lambda module, given, made: look(name, made)
 
     def around(operation: str, run: Any) -> Any:
-        def watched(*given: Any) -> Any:
-            made = run(*given)
+        def watched(call: Any) -> Any:
+            made = run(call)
             look(f"{block}, {operation}", made)
             return made
 

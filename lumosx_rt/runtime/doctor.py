@@ -18,7 +18,7 @@ PACKAGES = (
 
 
 def examine() -> dict[str, Any]:
-    """Versions, machine, devices, and `problems`: what is missing, each with what mends it."""
+    """Versions, machine, devices, and `problems`: what is missing, each with how to fix it."""
     facts: dict[str, Any] = {
         "lumosx_rt": __version__,
         "python": platform.python_version(),

@@ -13,7 +13,7 @@ from lumosx_rt.artifact import certificate
 from lumosx_rt.artifact.manifest import Manifest, check_files, read_manifest
 from lumosx_rt.artifact.source import encoders_of
 from lumosx_rt.backends.common.devices import Provider
-from lumosx_rt.backends.loading import load_backend
+from lumosx_rt.backends.table import load_backend
 from lumosx_rt.calibration.formats import format_of
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.checkpoints.bundle import Bundle
@@ -26,6 +26,7 @@ from lumosx_rt.reference.sampling.denoise import denoise_together
 from lumosx_rt.reference.sampling.inputs import MAX_STREAMS, MECHANISMS, Backend, Inputs
 from lumosx_rt.reference.sampling.memory_plan import MemoryPlan
 from lumosx_rt.reference.sampling.request import Request, ValidRequest, check_sampling
+from lumosx_rt.reference.sampling.schedules import RELEASED
 from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy
 from lumosx_rt.reference.sampling.solvers import SamplerState
 from lumosx_rt.reference.scenes.prepared import prepare_scene
@@ -106,7 +107,7 @@ class Engine:
         self.max_memory = max_memory
         self._held_bytes = held_at_load()
         if max_memory is not None:
-            # what may be remembered is set aside, so that plans stay as told
+            # what may be remembered is set aside, so that plans stay as stated
             remember = min(remember, max_memory // 16)
             self._held_bytes += remember
         self.health, self.remembered = Health(), Remembered(remember)
@@ -184,7 +185,8 @@ class Engine:
         )
         seeds = tuple(chosen.get("seeds", (0,)))
         sampling: dict[str, Any] = {name: chosen.get(name, defaults[name]) for name in SAMPLING}
-        check_sampling(seeds, **sampling)
+        schedule = chosen.get("schedule", RELEASED)
+        check_sampling(seeds, **sampling, schedule=schedule)
         prepared = prepare_scene(
             scene,
             size.height,
@@ -197,6 +199,7 @@ class Engine:
         negative_prompt = chosen.get("negative_prompt", NEGATIVE_PROMPT)
         valid = ValidRequest(
             prepared, size, layout, seeds, **sampling, negative_prompt=negative_prompt,
+            schedule_name=schedule,
             mechanism=self.mechanism,
         )  # fmt: skip
         return valid if self.max_memory is None else replace(valid, plan=self._plan(valid))
@@ -250,7 +253,7 @@ class Engine:
         return encoder_facts(self.components)
 
     def sample(self, request: Request) -> Iterator[SamplerState]:
-        """Yields the noise, then the state after every step; stop iterating to cancel.
+        """Yield the noise, then the state after every step; stop iterating to cancel.
 
         Raises NotFinite, which names the step, and the block if its insides can be shown.
         """
@@ -305,7 +308,7 @@ class Engine:
     def stream(
         self, scene: Scene | str | Path, *, previews: bool = True, **settings: Unpack[Settings]
     ) -> Iterator[Event]:
-        """`generate`, told step by step: an event after every step, then one with the videos.
+        """`generate`, step by step: an event after every step, then one with the videos.
 
         previews: every event shows the frame that the video would begin with. Stop iterating to
         cancel.

@@ -58,7 +58,7 @@ class Health:
 
 
 def check_binding(name: str, binding: Binding) -> None:
-    """Raises NotFinite where an encoder made something else than numbers of a scene."""
+    """Raise NotFinite where an encoder made something else than numbers of a scene."""
     for what, tensor in binding.named():
         if not torch.isfinite(tensor).all():
             raise NotFinite(f"'{name}': {what} are not finite; the components are damaged")

@@ -1,4 +1,4 @@
-"""What a request needs of memory, told before it starts, and how it is made to fit a limit.
+"""What a request needs of memory, known before it starts, and how it is made to fit a limit.
 
 Bytes beside what is held anyway (program, libraries, weights). V video tokens and C reference
 tokens over all streams, each stream's own v and c; D width, F hidden width, H heads, L words;

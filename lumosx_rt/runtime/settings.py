@@ -17,3 +17,5 @@ class Settings(TypedDict, total=False):
     shift: float | None
     seeds: Sequence[int]
     negative_prompt: str | None
+    schedule: str | None
+    """A row of `SCHEDULES`; "released" by default."""

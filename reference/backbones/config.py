@@ -58,7 +58,7 @@ class LumosXConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "LumosXConfig":
-        """Takes what it knows of a config file's entries and ignores the rest."""
+        """Take what it knows of a config file's entries and ignores the rest."""
         known = {f.name for f in fields(cls)}
         return cls(**{k: v for k, v in values.items() if k in known})
 

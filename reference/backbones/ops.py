@@ -5,7 +5,9 @@
     qk_norm_rope      RMS norm over the whole width, then relational rotation        (R2PE)
     norm_modulate     residual add with gate, layer norm, modulate
 
-`Ops` is handed to the model; kernels, exports and calibration hand in their own.
+An operation takes one argument object (`SelfAttention`, ...), whose docstring states its axes.
+`Ops` is handed to the model; kernels, exports and calibration hand in their own. Whatever wraps an
+operation passes the object on, or `call._replace(...)`.
 """
 
 from collections.abc import Callable
@@ -40,16 +42,8 @@ class WordBias(NamedTuple):
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 Rotate = Callable[[Tensor, Tensor], Tensor]
-SelfAttention = Callable[[QKV, QKV, Structure, str], tuple[Tensor, Tensor | None]]
-CrossAttention = Callable[
-    [Tensor, Tensor | None, Tensor, Tensor, WordBias | None, Structure, str],
-    tuple[Tensor, Tensor | None],
-]
-QkNormRope = Callable[[Tensor, Tensor | None, Tensor | None, int, float], Tensor]
-NormModulate = Callable[
-    [Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, float, torch.dtype],
-    tuple[Tensor, Tensor],
-]
+Attended = tuple[Tensor, Tensor | None]
+"""What an attention makes of the video's queries, and of the references' where there are any."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -67,15 +61,30 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
     return pairs.flatten(-2).to(x.dtype)
 
 
-def self_attention(
-    video: QKV, condition: QKV, structure: Structure, site: str, attend: Attend = attend
-) -> tuple[Tensor, Tensor | None]:
-    """Relational self-attention without a mask over the sequence (docs/spec.md#csam).
+class SelfAttention(NamedTuple):
+    """A call of self-attention.
 
-    video: [streams * seeds, video_tokens, heads, head_dim]; its queries see its own keys and its
-    stream's condition keys. condition: [streams, reference_tokens, heads, head_dim]; its queries
-    see their group. Returns both attended, in those shapes; None for condition without queries.
+    video: [streams * seeds, video_tokens, heads, head_dim]. Its queries see its own keys and its
+    stream's condition keys.
+    condition: [streams, reference_tokens, heads, head_dim]. Its queries see their group. They may
+    be None.
+    structure: the groups, read as data.
+    site: the place in the model, such as `blocks.3.self`.
     """
+
+    video: QKV
+    condition: QKV
+    structure: Structure
+    site: str = ""
+
+
+def self_attention(call: SelfAttention, attend: Attend = attend) -> Attended:
+    """Attend without a mask over the sequence (docs/spec.md#csam).
+
+    Returns video and condition attended, in the shapes of their keys; None for condition without
+    queries.
+    """
+    video, condition, structure, _ = call
     streams = condition.k.shape[0]
     seeds = video.k.shape[0] // streams
     keys = torch.cat([video.k, over_seeds(condition.k, seeds)], dim=1)
@@ -102,22 +111,32 @@ def self_attention(
     ).reshape(condition.q.shape)
 
 
-def cross_attention(
-    video_q: Tensor,
-    condition_q: Tensor | None,
-    k: Tensor,
-    v: Tensor,
-    bias: WordBias | None,
-    structure: Structure,
-    site: str,
-    attend: Attend = attend,
-) -> tuple[Tensor, Tensor | None]:
-    """Attention over the text: plain for the video, biased towards their words for references.
+class CrossAttention(NamedTuple):
+    """A call of cross-attention.
 
-    video_q: [streams * seeds, video_tokens, heads, head_dim]; condition_q: [streams,
-    reference_tokens, heads, head_dim] or None; k, v: [streams, text_len, heads, head_dim].
+    video_q: [streams * seeds, video_tokens, heads, head_dim].
+    condition_q: [streams, reference_tokens, heads, head_dim], or None.
+    k, v: [streams, text_len, heads, head_dim], of the text.
+    bias: which words each reference is biased towards, or None.
+    structure: the pooling tiles, read as data.
+    site: the place in the model, such as `blocks.3.cross`.
+    """
+
+    video_q: Tensor
+    condition_q: Tensor | None
+    k: Tensor
+    v: Tensor
+    bias: WordBias | None
+    structure: Structure
+    site: str = ""
+
+
+def cross_attention(call: CrossAttention, attend: Attend = attend) -> Attended:
+    """Attend over the text: plainly for the video, biased towards their words for references.
+
     Returns both attended, in the queries' shapes (docs/spec.md#mcam).
     """
+    video_q, condition_q, k, v, bias, structure, _ = call
     seeds = video_q.shape[0] // k.shape[0]
     video_out = attend(video_q, over_seeds(k, seeds), over_seeds(v, seeds), None)
     if condition_q is None:
@@ -148,21 +167,28 @@ def unrolled(table: Tensor, bias_tiles: Tensor) -> Tensor:
     return table.index_select(3, bias_tiles.flatten()).flatten(2, 3)
 
 
-def qk_norm_rope(
-    x: Tensor,
-    weight: Tensor | None,
-    rope: Tensor | None,
-    heads: int,
-    eps: float,
-    rotate: Rotate = rotate,
-) -> Tensor:
-    """RMS norm over the whole width, split into heads, rotation of adjacent channel pairs.
+class QkNormRope(NamedTuple):
+    """A call of the norm and rotation of queries or keys.
 
-    x: [batch, tokens, heads * head_dim]; weight: [heads * head_dim] or None (no norm);
-    rope: [2, batch or 1, tokens, pairs] cosine and sine, or None (no rotation), computed in the
-    tables' dtype. Returns [batch, tokens, heads, head_dim] in x's dtype (docs/spec.md#block,
-    #r2pe).
+    x: [batch, tokens, heads * head_dim].
+    weight: [heads * head_dim], or None: no norm.
+    rope: [2, batch or 1, tokens, pairs], cosine and sine, or None: no rotation.
     """
+
+    x: Tensor
+    weight: Tensor | None
+    rope: Tensor | None
+    heads: int
+    eps: float
+
+
+def qk_norm_rope(call: QkNormRope, rotate: Rotate = rotate) -> Tensor:
+    """Norm over the whole width, split into heads, rotate adjacent channel pairs.
+
+    The rotation is computed in the dtype of its tables. Returns [batch, tokens, heads, head_dim] in
+    x's dtype (docs/spec.md#block, #r2pe).
+    """
+    x, weight, rope, heads, eps = call
     if weight is not None:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         x = F.rms_norm(wide, x.shape[-1:], eps=eps).to(x.dtype) * weight.to(x.dtype)
@@ -170,22 +196,32 @@ def qk_norm_rope(
     return x if rope is None else rotate(x, rope)
 
 
-def norm_modulate(
-    x: Tensor,
-    delta: Tensor | None,
-    gate: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    eps: float,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """x <- x + gate * delta;  y = LayerNorm(x) * scale + shift, in one pass over memory.
+class NormModulate(NamedTuple):
+    """A call of the gated residual sum, norm and modulation.
 
-    x: [batch, tokens, dim], the residual stream; delta: like x or None (nothing to add);
-    gate: broadcastable or None (1); scale, shift: broadcastable or None (y = x, no norm).
-    `scale` is the whole factor (1 + the modulation). Returns x and y, y in `dtype`
-    (docs/spec.md#block).
+    x: [batch, tokens, dim], the residual stream.
+    delta: [batch, tokens, dim], or None: nothing is added.
+    gate: [batch or 1, 1, dim] or [dim], or None: 1.
+    scale, shift: [batch or 1, 1, dim] or [dim], or None: y = x, no norm. scale is the whole factor,
+    1 + the modulation.
+    dtype: of y.
     """
+
+    x: Tensor
+    delta: Tensor | None
+    gate: Tensor | None
+    scale: Tensor | None
+    shift: Tensor | None
+    eps: float
+    dtype: torch.dtype
+
+
+def norm_modulate(call: NormModulate) -> tuple[Tensor, Tensor]:
+    """Compute x <- x + gate * delta;  y = LayerNorm(x) * scale + shift (docs/spec.md#block).
+
+    Returns x, and y in `dtype`.
+    """
+    x, delta, gate, scale, shift, eps, dtype = call
     if delta is not None:
         x = x + (delta if gate is None else delta * gate)
     y = x
@@ -215,14 +251,18 @@ def _gather_frames(x: Tensor, index: Tensor, frame_tokens: int) -> Tensor:
     return picked.unflatten(0, (index.shape[0] * index.shape[1], index.shape[2])).flatten(1, 2)
 
 
+SelfAttentionOp = Callable[[SelfAttention], Attended]
+CrossAttentionOp = Callable[[CrossAttention], Attended]
+
+
 @dataclass(frozen=True)
 class Ops:
-    """The four operations a model runs on. Attention is told its site, e.g. `blocks.3.self`."""
+    """The four operations that a model runs on, each a function of one argument object."""
 
-    self_attention: SelfAttention = self_attention
-    cross_attention: CrossAttention = cross_attention
-    qk_norm_rope: QkNormRope = qk_norm_rope
-    norm_modulate: NormModulate = norm_modulate
+    self_attention: SelfAttentionOp = self_attention
+    cross_attention: CrossAttentionOp = cross_attention
+    qk_norm_rope: Callable[[QkNormRope], Tensor] = qk_norm_rope
+    norm_modulate: Callable[[NormModulate], tuple[Tensor, Tensor]] = norm_modulate
 
 
 REFERENCE = Ops()

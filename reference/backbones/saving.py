@@ -38,7 +38,7 @@ def save_bundle(
     half: bool = False,
     released: bool = False,
 ) -> None:
-    """Writes a bundle: diffusers-style folders in safetensors, or the released layout
+    """Write a bundle: diffusers-style folders in safetensors, or the released layout
     (docs/spec.md#checkpoints).
 
     diffusers' own classes open the folders; `transformer/config.json` has two entries more, the

@@ -17,7 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lumosx_rt.reference.backbones.config import PATCH, LumosXConfig
-from lumosx_rt.reference.backbones.ops import QKV, REFERENCE, Ops, WordBias, over_seeds
+from lumosx_rt.reference.backbones.ops import (
+    QKV,
+    REFERENCE,
+    CrossAttention,
+    NormModulate,
+    Ops,
+    QkNormRope,
+    SelfAttention,
+    WordBias,
+    over_seeds,
+)
 from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
 
 MAX_TIME = 1000
@@ -175,7 +185,7 @@ class Block(nn.Module):
         c, y = self.modulated(condition, condition_mod, ops)
         condition_qkv = attn.qkv(y, condition_rope, ops, queries=not prune)
         video_out, condition_out = ops.self_attention(
-            video_qkv, condition_qkv, structure, f"{self.site}.self"
+            SelfAttention(video_qkv, condition_qkv, structure, f"{self.site}.self")
         )
 
         x, video_q = self.text_query(x, video_out, video_mod, ops)
@@ -184,7 +194,7 @@ class Block(nn.Module):
             c, condition_q = self.text_query(c, condition_out, condition_mod, ops)
         k, v = cross.project(text, "k", None, ops), cross.project(text, "v", None, ops)
         video_out, condition_out = ops.cross_attention(
-            video_q, condition_q, k, v, bias, structure, f"{self.site}.cross"
+            CrossAttention(video_q, condition_q, k, v, bias, structure, f"{self.site}.cross")
         )
 
         video = self.mlp(x, video_out, video_mod, ops)
@@ -194,7 +204,9 @@ class Block(nn.Module):
 
     def modulated(self, state: Residual, mod: Modulation, ops: Ops) -> tuple[Tensor, Tensor]:
         """X with what was pending, and LN(X) * (1 + scale) + shift."""
-        return ops.norm_modulate(*state, 1 + mod.scale_a, mod.shift_a, self.eps, self.dtype)
+        return ops.norm_modulate(
+            NormModulate(*state, 1 + mod.scale_a, mod.shift_a, self.eps, self.dtype)
+        )
 
     def text_query(
         self, x: Tensor, attended: Tensor, mod: Modulation, ops: Ops
@@ -202,14 +214,18 @@ class Block(nn.Module):
         """X <- X + gate * SelfAttn; queries of cross-attention from LN_affine(X)."""
         scale, shift = (None, None) if self.norm3 is None else (self.norm3.weight, self.norm3.bias)
         delta = self.self_attn.output(attended)
-        x, y = ops.norm_modulate(x, delta, mod.gate_a, scale, shift, self.eps, self.dtype)
+        x, y = ops.norm_modulate(
+            NormModulate(x, delta, mod.gate_a, scale, shift, self.eps, self.dtype)
+        )
         return x, self.cross_attn.project(y, "q", None, ops)
 
     def mlp(self, x: Tensor, attended: Tensor, mod: Modulation, ops: Ops) -> Residual:
         """X <- X + CrossAttn; X <- X + gate * MLP(LN(X) * (1 + scale) + shift), left pending."""
         delta = self.cross_attn.output(attended)
         scale = 1 + mod.scale_f
-        x, y = ops.norm_modulate(x, delta, None, scale, mod.shift_f, self.eps, self.dtype)
+        x, y = ops.norm_modulate(
+            NormModulate(x, delta, None, scale, mod.shift_f, self.eps, self.dtype)
+        )
         return x, self.ffn(y), mod.gate_f
 
 
@@ -231,9 +247,8 @@ class Attention(nn.Module):
         if which == "v":
             return x.unflatten(-1, (self.heads, -1))
         norm = self.norm_q if which == "q" else self.norm_k
-        return ops.qk_norm_rope(
-            x, None if norm is None else norm.weight, rope, self.heads, self.eps
-        )
+        weight = None if norm is None else norm.weight
+        return ops.qk_norm_rope(QkNormRope(x, weight, rope, self.heads, self.eps))
 
     def qkv(self, y: Tensor, rope: Tensor, ops: Ops, queries: bool = True) -> QKV:
         return QKV(
@@ -258,7 +273,7 @@ class Head(nn.Module):
 
     def forward(self, state: Residual, e: Tensor, ops: Ops) -> Tensor:
         shift, scale = (self.modulation + e.unsqueeze(1)).chunk(2, dim=1)
-        _, y = ops.norm_modulate(*state, 1 + scale, shift, self.eps, state[0].dtype)
+        _, y = ops.norm_modulate(NormModulate(*state, 1 + scale, shift, self.eps, state[0].dtype))
         out: Tensor = self.head(y)
         return out
 

@@ -1,4 +1,4 @@
-"""Where the four parts of a LumosX model lie on a disk, in any layout people have.
+"""Where the four parts of a LumosX model are on a disk, in any layout people have.
 
     released    LumosX_models/  models_t5_umt5-xxl-enc-bf16.pth  umt5-xxl/         vae.pth
     Wan2.1      (beside it)     models_t5_umt5-xxl-enc-bf16.pth  google/umt5-xxl/  Wan2.1_VAE.pth
@@ -84,7 +84,7 @@ _ACCEPTED = {
 
 
 def find_bundle(path: str | Path) -> Bundle:
-    """Recognises the layout at a path (docs/spec.md#checkpoints).
+    """Recognise the layout at a path (docs/spec.md#checkpoints).
 
     Raises LumosXError if nothing is found, or if it is not clear which file is meant.
     """

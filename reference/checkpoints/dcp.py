@@ -264,7 +264,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 def _unpickle(path: Path) -> Any:
-    """Reads `.metadata` into inert records. Raises LumosXError for a name off the list."""
+    """Read `.metadata` into inert records. Raises LumosXError for a name off the list."""
     if not path.is_file():
         raise LumosXError(f"{path.parent}: no {METADATA}, so not a distributed checkpoint")
     if path.stat().st_size > _LIMIT_BYTES:

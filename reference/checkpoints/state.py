@@ -70,7 +70,7 @@ class State(Mapping[str, Tensor]):
 
 
 def open_state(path: Path) -> State:
-    """Opens .safetensors, a .safetensors.index.json, .pt/.pth/.bin, or a distributed checkpoint.
+    """Open .safetensors, a .safetensors.index.json, .pt/.pth/.bin, or a distributed checkpoint.
 
     Raises LumosXError if it is none of them, is damaged, or would run code.
     """
@@ -94,7 +94,7 @@ def open_state(path: Path) -> State:
 
 
 def assign(model: nn.Module, state: State, tied: Mapping[str, str] | None = None) -> None:
-    """Fills a model that was built on the meta device, in the model's own dtypes.
+    """Fill a model that was built on the meta device, in the model's own dtypes.
 
     tied: parameters that are another one under a second name, which need not be in the state.
     A tensor of the right dtype is taken as it is (memory-mapped where the file is), others are

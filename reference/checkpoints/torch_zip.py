@@ -45,7 +45,7 @@ _PICKLE_LIMIT_BYTES = 1 << 28
 def read_torch_file(path: Path) -> dict[str, Tensor]:
     """The tensors of a .pt or .pth file by name, memory-mapped.
 
-    A model's tensors may lie at the top or under one of `NESTS`. Raises LumosXError for anything
+    A model's tensors may are at the top or under one of `NESTS`. Raises LumosXError for anything
     that is not a plain dictionary of dense tensors; nothing in the file is run.
     """
     with path.open("rb") as file:

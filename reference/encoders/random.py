@@ -77,7 +77,7 @@ def _vae() -> "AutoencoderKLWan":
 
 
 def _smooth(decoder: Any) -> None:
-    """Turns every 3x3 kernel into a blur (channels stay mixed at random): blobs, not snow."""
+    """Turn every 3x3 kernel into a blur (channels stay mixed at random): blobs, not snow."""
     row = torch.tensor([0.25, 0.5, 0.25])
     for conv in decoder.modules():
         weight = getattr(conv, "weight", None)
@@ -88,7 +88,7 @@ def _smooth(decoder: Any) -> None:
 def _standardise(
     conv: Any, seen: Tensor, mean: Tensor, std: Tensor, rows: slice = slice(None)
 ) -> None:
-    """Scales output channels of a convolution whose output was `seen` to a mean and a deviation.
+    """Scale output channels of a convolution whose output was `seen` to a mean and a deviation.
 
     Factors are rounded, so that the last bits of a machine's arithmetic do not reach the weights.
     """

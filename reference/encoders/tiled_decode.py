@@ -61,7 +61,7 @@ def scale(decoder: Any) -> tuple[int, int]:
 
 
 def boxes(height: int, width: int, tile: tuple[int, int] | None, margin: int) -> list[Box]:
-    """Cuts a latent frame into tiles of at most tile = (rows, columns) cells, each with a margin.
+    """Cut a latent frame into tiles of at most tile = (rows, columns) cells, each with a margin.
 
     Raises LumosXError for a tile of less than one cell.
     """
@@ -79,7 +79,7 @@ def boxes(height: int, width: int, tile: tuple[int, int] | None, margin: int) ->
 def chunks(
     model: Any, latents: Tensor, tile: tuple[int, int] | None = None, margin: int | None = None
 ) -> Iterator[Tensor]:
-    """Decodes frame by frame: yields pixels [clips, 3, frames, height, width], not clamped.
+    """Decode frame by frame: yields pixels [clips, 3, frames, height, width], not clamped.
 
     latents: [clips, channels, frames, rows, columns], not normalised. margin: as `halo`.
     """
@@ -105,7 +105,7 @@ def chunks(
 def pieces(
     model: Any, latents: Tensor, tile: tuple[int, int] | None = None, margin: int | None = None
 ) -> Iterator[Piece]:
-    """Decodes tile by tile: yields every tile of every latent frame, not clamped."""
+    """Decode tile by tile: yields every tile of every latent frame, not clamped."""
     decoder = model.decoder
     rows, columns = latents.shape[-2:]
     cuts = boxes(rows, columns, tile, halo(decoder) if margin is None else margin)

@@ -10,7 +10,7 @@ from lumosx_rt.reference.mechanisms.lumosx.mechanism import LUMOSX
 from lumosx_rt.reference.mechanisms.mechanism import Binding, Branch, Control, Layout, Mechanism
 from lumosx_rt.reference.sampling.branches import check_branches
 from lumosx_rt.reference.sampling.memory_plan import MemoryPlan
-from lumosx_rt.reference.sampling.schedules import Schedule
+from lumosx_rt.reference.sampling.schedules import RELEASED, Schedule, schedule_of
 from lumosx_rt.reference.scenes.prepared import PreparedScene
 from lumosx_rt.reference.scenes.video_size import VideoSize
 
@@ -29,6 +29,7 @@ class ValidRequest:
     shift: float
     guidance: float
     negative_prompt: str
+    schedule_name: str = RELEASED
     mechanism: Mechanism = LUMOSX
     plan: MemoryPlan | None = None
     """How it fits the limit of memory; None where there is no limit."""
@@ -52,6 +53,7 @@ class ValidRequest:
             self.steps,
             self.shift,
             self.guidance,
+            schedule_name=self.schedule_name,
             mechanism=self.mechanism,
             scene=self.scene,
             plan=self.plan,
@@ -70,6 +72,7 @@ class Request:
     steps: int
     shift: float
     guidance: float
+    schedule_name: str = RELEASED
     mechanism: Mechanism = LUMOSX
     scene: PreparedScene | None = None
     """What it was bound from, where there is a scene."""
@@ -77,7 +80,7 @@ class Request:
     """How it fits the limit of memory; None where there is no limit."""
 
     def __post_init__(self) -> None:
-        check_sampling(self.seeds, self.steps, self.shift, self.guidance)
+        check_sampling(self.seeds, self.steps, self.shift, self.guidance, self.schedule_name)
         check_branches(self.branches)
         if len(self.seeds) > 1 and not self.layout.seeds_share_references:
             raise LumosXError(
@@ -87,7 +90,7 @@ class Request:
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule.released(self.steps, self.shift)
+        return schedule_of(self.schedule_name, self.steps, self.shift)
 
     @property
     def branches(self) -> tuple[Branch, ...]:
@@ -102,7 +105,7 @@ class Request:
     @property
     def batch_key(self) -> tuple[object, ...]:
         """Requests with equal keys can go through the backend together."""
-        how = (len(self.seeds), self.steps, self.shift, self.guidance)
+        how = (len(self.seeds), self.steps, self.shift, self.guidance, self.schedule_name)
         return self.mechanism.name, self.size.latent, self.layout.batch_key, *how
 
     def controls(self, config: Any) -> list[tuple[Control, "Request"]]:
@@ -114,7 +117,9 @@ class Request:
         return [(c, replace(self, layout=c.layout, binding=c.binding)) for c in found]
 
 
-def check_sampling(seeds: Sequence[int], steps: int, shift: float, guidance: float) -> None:
+def check_sampling(
+    seeds: Sequence[int], steps: int, shift: float, guidance: float, schedule: str = RELEASED
+) -> None:
     """Raise LumosXError for settings that cannot be sampled."""
     if not seeds or len(set(seeds)) != len(seeds) or not all(0 <= s <= MAX_SEED for s in seeds):
         raise LumosXError(
@@ -122,4 +127,4 @@ def check_sampling(seeds: Sequence[int], steps: int, shift: float, guidance: flo
         )
     if not math.isfinite(guidance):
         raise LumosXError(f"guidance: needs a finite number, got {guidance}")
-    Schedule.released(steps, shift)
+    schedule_of(schedule, steps, shift)

@@ -1,5 +1,6 @@
 """Noise levels: which sigma and which time every solver step has."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +13,10 @@ TIMES = 1000
 
 @dataclass(frozen=True)
 class Schedule:
-    """The released noise levels.
+    """The noise levels of a sampling.
 
     sigmas: float32 [steps + 1], falling from 1 to 0. times: int64 [steps], what the network is
-    told: 1000 * sigma in float64, truncated.
+    told: as released 1000 * sigma in float64, truncated (docs/spec.md#time-truncation).
     """
 
     sigmas: NDArray[np.float32]
@@ -23,8 +24,21 @@ class Schedule:
 
     @classmethod
     def released(cls, steps: int = 50, shift: float = 8.0) -> "Schedule":
+        """Make the released levels: evenly spaced, then shifted towards noise."""
         if steps != int(steps) or steps < 1 or not 0 < shift < float("inf"):
             raise LumosXError(f"schedule: needs steps >= 1 and shift > 0, got {steps} and {shift}")
         tau = 1.0 - np.arange(steps, dtype=np.float64) / steps
         sigmas = shift * tau / (1.0 + (shift - 1.0) * tau)
         return cls(np.append(sigmas, 0.0).astype(np.float32), (TIMES * sigmas).astype(np.int64))
+
+
+RELEASED = "released"
+SCHEDULES: dict[str, Callable[[int, float], Schedule]] = {RELEASED: Schedule.released}
+"""Every schedule by its name: one row each, a function of steps and shift."""
+
+
+def schedule_of(name: str, steps: int, shift: float) -> Schedule:
+    """Make a schedule. Raises LumosXError for an unknown one, or numbers that it does not take."""
+    if name not in SCHEDULES:
+        raise LumosXError(f"schedule: got '{name}', accepted are {', '.join(SCHEDULES)}")
+    return SCHEDULES[name](steps, shift)

@@ -32,7 +32,7 @@ def write_clip(
     *,
     rate_factor: int = 10,
 ) -> Path:
-    """Writes frames, uint8 [frames, height, width, 3], as H.264 (yuv420p) mp4; returns the path.
+    """Write frames, uint8 [frames, height, width, 3], as H.264 (yuv420p) mp4; return the path.
 
     rate_factor: x264's crf, 1 (largest file) to 51; 10 is the release's "quality 8"
     (docs/spec.md#precision). The
@@ -85,7 +85,7 @@ def read_clip(
     max_frames: int = 4096,
     max_bytes: int = MAX_DECODED_BYTES,
 ) -> tuple[NDArray[np.uint8], float]:
-    """Reads an mp4 or mov clip: (uint8 [frames, height, width, 3], frames a second).
+    """Read an mp4 or mov clip: (uint8 [frames, height, width, 3], frames a second).
 
     max_frames and max_bytes (decoded) are refusals, not cuts. Raises LumosXError for a file that is
     missing, damaged, of another format or codec, or above a limit.

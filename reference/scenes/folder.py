@@ -345,7 +345,7 @@ def _toml(sheet: Sheet, folder: Path) -> str:
 
 
 def write_folder(sheet: Sheet, target: Path) -> None:
-    """Writes a prompt folder, with a scene.toml where the folder alone cannot say it all.
+    """Write a prompt folder, with a scene.toml where the folder alone cannot say it all.
 
     Built beside its place and renamed; picture files are copied as they are. Raises LumosXError if
     there is something at `target` already, or a picture cannot be copied.

@@ -42,7 +42,7 @@ _MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 def load_image(path: str | os.PathLike[str], *, exif: bool = True) -> Image.Image:
-    """Reads a PNG, JPEG, WEBP or BMP file, fully decoded, the first frame of an animation.
+    """Read a PNG, JPEG, WEBP or BMP file, fully decoded, the first frame of an animation.
 
     The EXIF orientation is applied and all metadata dropped; `exif=False` leaves the pixels as they
     are stored, as the release does. 16-bit grey is brought to 8 bits. The mode is otherwise the
@@ -82,7 +82,7 @@ def load_image(path: str | os.PathLike[str], *, exif: bool = True) -> Image.Imag
 
 
 def check_pixels(image: Image.Image, what: str) -> None:
-    """Raises LumosXError for an image without pixels or with more than MAX_PIXELS."""
+    """Raise LumosXError for an image without pixels or with more than MAX_PIXELS."""
     pixels = image.width * image.height
     if not 0 < pixels <= MAX_PIXELS:
         raise LumosXError(

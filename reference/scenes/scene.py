@@ -119,7 +119,7 @@ class Scene:
     # -- what is wrong with it ------------------------------------------------------------------
 
     def check(self, max_references: int | None = None, max_members: int | None = None) -> list[str]:
-        """Raises one LumosXError that holds every error of the scene; returns its warnings."""
+        """Raise one LumosXError that holds every error of the scene; return its warnings."""
         errors, warnings = self.problems(max_references, max_members)
         if errors:
             raise LumosXError(listing(f"scene '{self.name}'", errors))
@@ -244,7 +244,7 @@ class Scene:
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> "Scene":
-        """Reads a scene.toml; its pictures lie in its folder.
+        """Read a scene.toml; its pictures are in its folder.
 
         Entries: name, caption, alpha, exif, background = {word, image}, objects = [{word, image}],
         and [[subjects]] with references = [{word, image, face}]; a subject's first picture is its
@@ -256,7 +256,7 @@ class Scene:
     def load(
         cls, path: str | os.PathLike[str], *, order: Order = "stable", script: Script = "subject"
     ) -> "Scene":
-        """Reads a prompt folder, a folder with a scene.toml (which then counts), or a .toml file.
+        """Read a prompt folder, a folder with a scene.toml (which then counts), or a .toml file.
 
         Raises LumosXError as the readers do, and if an order or a script other than the default is
         asked of a scene.toml, which states its own.
@@ -273,7 +273,7 @@ class Scene:
         return cls.from_toml(file)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Writes it as a prompt folder that `load` reads back as the same scene; returns its path.
+        """Write it as a prompt folder that `load` reads back as the same scene; return its path.
 
         Where file names cannot say its words or its order, a scene.toml is written too. Raises
         LumosXError if the folder exists already or a picture cannot be copied.

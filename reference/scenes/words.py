@@ -29,7 +29,7 @@ NEGATIVE_PROMPT = (
 
 
 def find_spans(sequence: ArrayLike, pattern: ArrayLike) -> NDArray[np.bool_]:
-    """Marks every contiguous occurrence of `pattern` in `sequence`, overlaps included
+    """Mark every contiguous occurrence of `pattern` in `sequence`, overlaps included
     (docs/spec.md#word-masks).
 
     sequence: ids [length]. pattern: ids [words]; an empty one occurs nowhere.

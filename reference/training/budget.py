@@ -57,7 +57,7 @@ class Plan:
         return fixed + self.activations_bytes
 
     def must_fit(self) -> None:
-        """Raises LumosXError if the memory is too small."""
+        """Raise LumosXError if the memory is too small."""
         if self.needed_bytes > self.available_bytes:
             kept, less = self.kept_activations_bytes, self.checkpointed_activations_bytes
             remedy = (

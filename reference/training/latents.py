@@ -57,7 +57,7 @@ class LatentCache:
     """The latents of a source, memory-mapped: reading an example copies nothing."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        """Opens what `build_cache` made. Raises LumosXError if it is not there or not finished."""
+        """Open what `build_cache` made. Raises LumosXError if it is not there or not finished."""
         self.folder = Path(folder)
         if not (self.folder / INDEX_FILE).is_file():
             raise LumosXError(f"latent cache '{self.folder}': not there; build it first")
@@ -93,7 +93,7 @@ class LatentCache:
         return {int(n): np.flatnonzero(counts == n) for n in np.unique(counts)}
 
     def must_fit(self, recipe: Recipe, source: Source) -> None:
-        """Raises LumosXError if it is not a cache for this recipe and this source."""
+        """Raise LumosXError if it is not a cache for this recipe and this source."""
         problems = [
             f"its {what} is {got}, the recipe's is {wanted}"
             for what, got, wanted in (
@@ -125,7 +125,7 @@ def build_cache(
     processes: int = 1,
     shard_examples: int = 64,
 ) -> LatentCache:
-    """Makes the latent cache of a source, or what is missing of it, and opens it.
+    """Make the latent cache of a source, or what is missing of it, and open it.
 
     variants: augmented variants of each scene's references, of this `strength`. progress: (examples
     done, examples in all). processes: single-threaded workers, each with its own copy of the
@@ -280,7 +280,7 @@ class _Job:
 
 
 def _carried_out(job: _Job, todo: list[int], processes: int) -> Iterator[int]:
-    """Writes shards, and yields each one's number as it is finished."""
+    """Write shards, and yield each one's number as it is finished."""
     if processes == 1 or len(todo) < 2:
         yield from map(job.write, todo)
         return

@@ -42,8 +42,8 @@ LOSS_MEMORY = 0.98  # of the smoothed loss
 MEASURED_STEPS = 3  # before a remaining time is told
 
 
-class Progress(NamedTuple):
-    """One finished step. step: counted from 0; steps: of the whole run."""
+class TrainingStep(NamedTuple):
+    """A finished step of training. step: counted from 0; steps: of the whole run."""
 
     step: int
     steps: int
@@ -65,9 +65,9 @@ def train(
     caches: Mapping[str, LatentCache] | None = None,
     device: str = "cpu",
     resume: bool = True,
-    progress: Callable[[Progress], None] = lambda done: None,
+    progress: Callable[[TrainingStep], None] = lambda done: None,
 ) -> LumosX:
-    """Trains a recipe in a folder, from its last checkpoint if there is one; the averaged model.
+    """Train a recipe in a folder, from its last checkpoint if there is one; the averaged model.
 
     caches: latents by the source's name; by default folder/cache, built where needed. progress is
     told every step in the main process, and may raise to stop. Raises LumosXError for a folder with
@@ -113,7 +113,7 @@ def train(
                 if metrics is not None:
                     now, done = time.perf_counter(), run.step - first
                     left = (recipe.steps - run.step) * (now - started) / done
-                    told = Progress(
+                    finished = TrainingStep(
                         step,
                         recipe.steps,
                         recipe.stage_at(step).name,
@@ -126,8 +126,8 @@ def train(
                         left if done >= MEASURED_STEPS else None,
                     )
                     before = now
-                    metrics.add(told, last or step == 0 or run.step % recipe.log_every == 0)
-                    progress(told)
+                    metrics.add(finished, last or step == 0 or run.step % recipe.log_every == 0)
+                    progress(finished)
         return run.averaged()
 
 
@@ -222,7 +222,7 @@ class _Run:
 
     @torch.no_grad()
     def load(self, path: Path) -> None:
-        """Raises LumosXError for the state of another recipe, or a damaged one."""
+        """Raise LumosXError for the state of another recipe, or a damaged one."""
         try:
             with safetensors.safe_open(str(path), framework="pt") as file:
                 about = json.loads(file.metadata()["training"])
@@ -248,7 +248,10 @@ class _Run:
 
 
 class _Metrics:
-    """Lines of JSON, one for every `log_every` steps. What a killed run wrote too much is cut."""
+    """Lines of JSON, one for every `log_every` steps.
+
+    On resume, lines after the last checkpoint are removed.
+    """
 
     def __init__(self, path: Path, step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -258,10 +261,10 @@ class _Metrics:
             file.write_text("".join(f"{line}\n" for line in kept), "utf-8")
         self.path = path
 
-    def add(self, told: Progress, due: bool) -> None:
+    def add(self, finished: TrainingStep, due: bool) -> None:
         if due:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(told._asdict()) + "\n")
+                file.write(json.dumps(finished._asdict()) + "\n")
 
 
 def _step_of(line: str) -> float:

@@ -95,7 +95,7 @@ class Optimizer:
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Takes back what `state` gave. Raises LumosXError for a parameter that does not exist."""
+        """Take back what `state` gave. Raises LumosXError for a parameter that does not exist."""
         for name, value in state.items():
             parameter, _, key = name.rpartition(".")
             if parameter not in self.names:

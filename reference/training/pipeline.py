@@ -1,21 +1,14 @@
 """A recipe from its data to a bundle: latents, the plan, training, the curve of its loss."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from lumosx_rt.reference.backbones.saving import save_bundle
+from lumosx_rt.reference.progress import Progress, Report, quiet
 from lumosx_rt.reference.training.budget import plan
 from lumosx_rt.reference.training.curve import draw_curve
 from lumosx_rt.reference.training.latents import prepare_caches
-from lumosx_rt.reference.training.loop import METRICS_FILE, Progress, train
+from lumosx_rt.reference.training.loop import METRICS_FILE, TrainingStep, train
 from lumosx_rt.reference.training.recipe import Recipe
-
-Told = Callable[[str, int, int, dict[str, float]], None]
-"""Progress: the part, steps done, steps in all, and what was measured."""
-
-
-def silent(part: str, done: int, steps: int, metrics: dict[str, float]) -> None:
-    """A `Told` that nobody hears."""
 
 
 def make_bundle(
@@ -25,13 +18,13 @@ def make_bundle(
     *,
     device: str = "cpu",
     processes: int = 1,
-    report: Callable[[str], None] = lambda line: None,
-    told: Told = silent,
+    report: Report = lambda line: None,
+    progress: Progress = quiet,
 ) -> Path:
-    """Trains a recipe in `folder`; returns folder/bundle, the averaged transformer's weights.
+    """Train a recipe in `folder`; returns folder/bundle, the averaged transformer's weights.
 
     A finished bundle is found again, a killed run goes on. latents: folder of the latent caches.
-    processes: workers that make them. report: told what it will take, before training starts.
+    processes: workers that make them. report: shown what it will take, before training starts.
     Raises LumosXError as `train` and `build_cache` do.
     """
     bundle = folder / "bundle"
@@ -39,10 +32,10 @@ def make_bundle(
         return bundle
 
     def cached(source: str, done: int, total: int) -> None:
-        told(f"latents of {source}", done, total, {})
+        progress(f"latents of {source}", done, total)
 
-    def trained(p: Progress) -> None:
-        told(p.stage, p.step + 1, p.steps, {"loss": p.loss_ema})
+    def trained(now: TrainingStep) -> None:
+        progress(now.stage, now.step + 1, now.steps, {"loss": now.loss_ema})
 
     caches = prepare_caches(recipe, latents, progress=cached, processes=processes)
     references = max(max(caches[name].buckets) for name in recipe.sources)

@@ -1,7 +1,7 @@
 """Fixed lists of scenes: what a LumosX of the drawn world is judged by, and calibrated on.
 
 A list is a name and some seeds; everything else follows from them (`story`). The same lists as
-JSON, captions included, lie in benchmarks/scenes/ and calibration/scenes/ for other programs.
+JSON, captions included, are in benchmarks/scenes/ and calibration/scenes/ for other programs.
 """
 
 import hashlib

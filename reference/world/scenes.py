@@ -49,7 +49,7 @@ def scene_of(told: Story) -> Scene:
 
 
 def write_story(told: Story, folder: Path) -> Path:
-    """Writes a prompt folder with its target clip, `video.mp4`; returns its path.
+    """Write a prompt folder with its target clip, `video.mp4`; return its path.
 
     Raises LumosXError if the folder exists already.
     """

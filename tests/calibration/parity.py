@@ -6,13 +6,13 @@ softmax before probabilities are rounded is float32's, so one that is near a bou
 either side; what that can change in a result is not counted.
 """
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
+from lumosx_rt.calibration.attach import attached, wrapped
 from lumosx_rt.calibration.calibration_file import Calibration
 from lumosx_rt.calibration.samples import moments_of, velocity_of
 from lumosx_rt.calibration.simulate import Simulation
@@ -59,17 +59,8 @@ def layer_errors(
     for site in document.quantized:
         calls = []
         with simulation.running([site] if site in sites else []) as model:
-            if is_attention(site):
-                watch = _watched_attention(model, site, calls)
-            else:
-                watch = model.get_submodule(site).register_forward_hook(
-                    lambda _, x, out, calls=calls: calls.append((x, out))
-                )
-            velocity(moment)
-            if is_attention(site):
-                model.ops = watch
-            else:
-                watch.remove()
+            with _watched(model, site, calls):
+                velocity(moment)
         expected = _attention if is_attention(site) else _linear
         pairs = [
             (out.numpy().astype(np.float64), wanted)
@@ -90,18 +81,20 @@ def failing(errors: dict[str, tuple[float, float]]) -> set[str]:
     return {site for site, (error, allowed) in errors.items() if not error <= allowed}
 
 
-def _watched_attention(model, site, calls):
-    ops = model.ops
-    name = "self_attention" if site.endswith(".self") else "cross_attention"
+def _watched(model, site, calls):
+    """A block in which the calls of a site are noted, with what they give."""
+    if not is_attention(site):
+        linear = model.get_submodule(site)
+        return linear.register_forward_hook(lambda _, x, out: calls.append((x, out)))
 
-    def watched(*inputs):
-        out = getattr(ops, name)(*inputs)
-        if inputs[-1] == site:
-            calls.append((inputs, out))
+    def watched(run, call):
+        out = run(call)
+        if call.site == site:
+            calls.append((call, out))
         return out
 
-    model.ops = replace(ops, **{name: watched})
-    return ops
+    name = "self_attention" if site.endswith(".self") else "cross_attention"
+    return attached(model, {}, wrapped(model.ops, **{name: watched}))
 
 
 def _linear(model, site, inputs, out, document):
@@ -118,10 +111,10 @@ def _linear(model, site, inputs, out, document):
     return [(out, Expected(x @ w.T + linear.bias.numpy().astype(np.float64), plain.numpy()))]
 
 
-def _attention(model, site, inputs, out, document):
+def _attention(model, site, call, out, document):
     scales = document.sites[site].scales
     if site.endswith(".cross"):
-        video_q, condition_q, k, v, bias, structure, _ = inputs
+        video_q, condition_q, k, v, bias, structure, _ = call
         smooth = (k - k.mean(1, keepdim=True)).numpy()
         k8 = e4m3(smooth / np.float32(scales["k"])) * scales["k"]
         pairs = [(out[0], _attend(qdq(video_q, scales["q"]), k8, qdq(v, scales["v"]), 0))]
@@ -130,7 +123,7 @@ def _attention(model, site, inputs, out, document):
             q = qdq(condition_q, scales["q"])
             pairs.append((out[1], _attend(q, k8, qdq(v, scales["v"]), rows)))
         return pairs
-    video, condition, structure, _ = inputs
+    video, condition, structure, _ = call
     both = QKV(None, *(torch.cat(pair, 1) for pair in zip(video[1:], condition[1:], strict=True)))
     keys = (both.k - both.k.mean(1, keepdim=True)).numpy()
     k = e4m3(keys / np.float32(scales["k"])) * scales["k"]

@@ -55,10 +55,10 @@ def test_maxima_are_those_of_all_steps_of_a_bin():
     inputs, keys = [], []
     handle = model.blocks[0].ffn[2].register_forward_pre_hook(lambda _, x: inputs.append(x[0]))
 
-    def attention(video, condition, structure, site):
-        if site == "blocks.1.self":
-            keys.append((video.k, condition.k))
-        return ops.self_attention(video, condition, structure, site)
+    def attention(call):
+        if call.site == "blocks.1.self":
+            keys.append((call.video.k, call.condition.k))
+        return ops.self_attention(call)
 
     model.ops = replace(model.ops, self_attention=attention)
     for moment in calls[2:]:

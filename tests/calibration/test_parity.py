@@ -86,9 +86,11 @@ def test_swapped_groups_of_operands_are_caught():
 def test_swapped_groups_of_references_are_caught(monkeypatch):
     right = simulate.plain.self_attention
 
-    def swapped(video, condition, structure, site, attend):
-        wrong = structure._replace(group_inverse=structure.group_inverse.flip(1))
-        return right(video, condition, wrong, site, attend)
+    def swapped(call, attend):
+        flipped = call.structure.group_inverse.flip(1)
+        return right(
+            call._replace(structure=call.structure._replace(group_inverse=flipped)), attend
+        )
 
     wrong = simulation()
     monkeypatch.setattr(simulate.plain, "self_attention", swapped)

@@ -130,7 +130,9 @@ def _program(words: list[str]) -> str | None:
 def _script(words: list[str]) -> str | None:
     """Judge a file of this repository, or a module of it (`-m`); other programs are not ours."""
     if words[:1] == ["-m"] and words[1:] and (ROOT / words[1].split(".")[0]).is_dir():
-        words = [words[1].replace(".", "/") + ".py", *words[2:]]
+        path = words[1].replace(".", "/")
+        package = (ROOT / path).is_dir()
+        words = [f"{path}/__main__.py" if package else f"{path}.py", *words[2:]]
     if not words or not words[0].endswith(".py"):
         return None
     script = ROOT / words[0]

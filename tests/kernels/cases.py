@@ -9,7 +9,7 @@ its type (tests/helpers/budget.py).
 import torch
 from torch import Tensor
 
-from lumosx_rt.reference.backbones.ops import QKV, WordBias
+from lumosx_rt.reference.backbones.ops import QKV, SelfAttention, WordBias
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.mechanisms.lumosx.structure import Structure, structure_of
 
@@ -61,6 +61,19 @@ class Case:
         text = (streams, text_len, *size)
         self.k, self.v = (random(*text, seed=i, dtype=dtype) for i in (8, 9))
         self.bias = WordBias(random(streams, first.references, text_len, seed=10), 0.7)
+
+    @property
+    def self_attention(self) -> SelfAttention:
+        return SelfAttention(self.video, self.condition, self.structure)
+
+    @property
+    def exact_self_attention(self) -> SelfAttention:
+        """The call in float64."""
+        return SelfAttention(double(self.video), double(self.condition), self.structure)
+
+    def silent(self) -> SelfAttention:
+        """The call as the last block makes it: without queries of the references."""
+        return self.self_attention._replace(condition=self.condition._replace(q=None))
 
     def structure_in(self, dtype: torch.dtype) -> Structure:
         return Structure(*(t.to(dtype) if t.is_floating_point() else t for t in self.structure))

@@ -13,6 +13,7 @@ import triton
 from lumosx_rt.kernels.plugins import launches
 from lumosx_rt.kernels.plugins.tensorrt import without_hidden_parameters
 from lumosx_rt.reference.backbones import ops
+from lumosx_rt.reference.backbones.ops import CrossAttention, QkNormRope, SelfAttention
 from tests.helpers.budget import assert_within_budget
 from tests.kernels.cases import Case, double, random
 
@@ -122,8 +123,8 @@ def test_self_attention_entries() -> None:
     shapes = shapes_of(q=video.q, ck=condition.k, bias_tiles=structure.bias_tiles)
     shapes |= shapes_of(**dict(zip(names, groups, strict=True)))
     known = (BF16, case.heads, case.head_dim, SM, triton.cdiv)
-    exact = ops.self_attention(double(video), double(condition), structure, "")
-    plain = ops.self_attention(video, condition, structure, "")
+    exact = ops.self_attention(SelfAttention(double(video), double(condition), structure))
+    plain = ops.self_attention(SelfAttention(video, condition, structure))
 
     out, cout = torch.empty_like(video.q), torch.empty_like(condition.q)
     inputs = [*video, *condition, structure.bias_tiles, *groups]
@@ -157,10 +158,11 @@ def test_cross_attention_entries() -> None:
     inputs = [q, k, v, table, structure.bias_tiles]
     run(launches.reference_cross(shapes, *known, SM, triton.cdiv), inputs, [out])
     assert frame * references == q.shape[1]
-    _, plain = ops.cross_attention(case.video.q, q, k, v, case.bias, structure, "")
+    call = CrossAttention(case.video.q, q, k, v, case.bias, structure)
+    _, plain = ops.cross_attention(call)
     wide = (x.double() for x in (case.video.q, q, k, v))
     bias = case.bias._replace(template=case.bias.template.double())
-    _, exact = ops.cross_attention(*wide, bias, case.exact_structure(), "")
+    _, exact = ops.cross_attention(CrossAttention(*wide, bias, case.exact_structure()))
     assert_within_budget("references", out, plain, exact)
 
 
@@ -171,6 +173,7 @@ def test_norm_and_rotation_entry(rows: int) -> None:
     out = torch.empty(3, 5, 2, 32, dtype=BF16)
     launch = launches.norm_rope(shapes_of(x=x, rope=rope), BF16, 2, 64, 1e-6, SM, triton.cdiv)
     run(launch, [x, weight, rope], [out])
-    plain = ops.qk_norm_rope(x, weight, rope, 2, 1e-6)
-    exact = ops.qk_norm_rope(x.double(), weight.double(), rope.double(), 2, 1e-6)
+    plain = ops.qk_norm_rope(QkNormRope(x, weight, rope, 2, 1e-6))
+    wide = (part.double() for part in (x, weight, rope))
+    exact = ops.qk_norm_rope(QkNormRope(*wide, 2, 1e-6))
     assert_within_budget("y", out, plain, exact)

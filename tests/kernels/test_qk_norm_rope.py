@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lumosx_rt.kernels.qk_norm_rope import qk_norm_rope
 from lumosx_rt.reference.backbones import ops
+from lumosx_rt.reference.backbones.ops import QkNormRope
 from lumosx_rt.reference.mechanisms.lumosx.structure import rope_table
 from tests.helpers.budget import assert_gradients_within_budget, assert_within_budget
 from tests.kernels.cases import HALF, random
@@ -31,31 +32,31 @@ def test_qk_norm_rope(
     x[0, 0] *= 1e-3  # small enough for eps to count
     weight = (random(heads * head_dim, seed=2) + 1).to(dtype) if normed else None
     rope = tables(head_dim, 2, torch.float64) if turned else None
-    exact = ops.qk_norm_rope(
-        x.double(), None if weight is None else weight.double(), rope, heads, EPS
-    )
+    wide = None if weight is None else weight.double()
+    exact = ops.qk_norm_rope(QkNormRope(x.double(), wide, rope, heads, EPS))
     single = None if rope is None else rope.float()
-    plain = ops.qk_norm_rope(x, weight, single, heads, EPS)
-    actual = qk_norm_rope(x, weight, single, heads, EPS)
-    assert_within_budget("y", actual, plain, exact)
+    call = QkNormRope(x, weight, single, heads, EPS)
+    assert_within_budget("y", qk_norm_rope(call), ops.qk_norm_rope(call), exact)
 
 
 def test_one_table_serves_a_batch() -> None:
     x = random(3, 5, 48, seed=1)
     rope = tables(24, 1, torch.float32)
-    plain = ops.qk_norm_rope(x, None, rope, 2, EPS)
-    exact = ops.qk_norm_rope(x.double(), None, rope.double(), 2, EPS)
-    assert_within_budget("y", qk_norm_rope(x, None, rope, 2, EPS), plain, exact)
+    call = QkNormRope(x, None, rope, 2, EPS)
+    exact = ops.qk_norm_rope(call._replace(x=x.double(), rope=rope.double()))
+    assert_within_budget("y", qk_norm_rope(call), ops.qk_norm_rope(call), exact)
 
 
 def test_neither_norm_nor_rotation_is_a_view() -> None:
     x = random(1, 3, 48, seed=1)
-    assert torch.equal(qk_norm_rope(x, None, None, 2, EPS), x.unflatten(-1, (2, 24)))
+    found = qk_norm_rope(QkNormRope(x, None, None, 2, EPS))
+    assert torch.equal(found, x.unflatten(-1, (2, 24)))
 
 
 def test_no_tokens() -> None:
     rope = tables(24, 1, torch.float32)[:, :, :0]
-    assert qk_norm_rope(torch.empty(1, 0, 48), None, rope, 2, EPS).shape == (1, 0, 2, 24)
+    call = QkNormRope(torch.empty(1, 0, 48), None, rope, 2, EPS)
+    assert qk_norm_rope(call).shape == (1, 0, 2, 24)
 
 
 def test_gradients_are_those_of_the_reference() -> None:
@@ -63,7 +64,7 @@ def test_gradients_are_those_of_the_reference() -> None:
     rope = tables(24, 1, torch.float32)
 
     def loss(run, x: Tensor, weight: Tensor) -> Tensor:
-        return run(x, weight, rope.to(x.dtype), 2, EPS).sin().sum()
+        return run(QkNormRope(x, weight, rope.to(x.dtype), 2, EPS)).sin().sum()
 
     losses = (partial(loss, run) for run in (qk_norm_rope, ops.qk_norm_rope))
     assert_gradients_within_budget(*losses, given)
@@ -72,8 +73,8 @@ def test_gradients_are_those_of_the_reference() -> None:
 def test_what_it_does_not_take_is_said() -> None:
     x = random(2, 5, 48, seed=1)
     with pytest.raises(ValueError, match="even heads"):
-        qk_norm_rope(x, None, tables(24, 1, torch.float32), 5, EPS)
+        qk_norm_rope(QkNormRope(x, None, tables(24, 1, torch.float32), 5, EPS))
     with pytest.raises(ValueError, match="`rope` must have 1 or 2 entries"):
-        qk_norm_rope(x, None, tables(24, 3, torch.float32), 2, EPS)
+        qk_norm_rope(QkNormRope(x, None, tables(24, 3, torch.float32), 2, EPS))
     with pytest.raises(ValueError, match="`weight` must have shape"):
-        qk_norm_rope(x, x[0, 0, :24], None, 2, EPS)
+        qk_norm_rope(QkNormRope(x, x[0, 0, :24], None, 2, EPS))

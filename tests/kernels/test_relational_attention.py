@@ -13,13 +13,13 @@ from lumosx_rt.kernels.relational_attention import (
     relational_attention_lse,
 )
 from lumosx_rt.reference.backbones import ops
-from lumosx_rt.reference.backbones.ops import QKV
+from lumosx_rt.reference.backbones.ops import QKV, SelfAttention
 from tests.helpers.budget import assert_gradients_within_budget, assert_within_budget, relative
-from tests.kernels.cases import HALF, LAYOUTS, Case, double
+from tests.kernels.cases import HALF, LAYOUTS, Case
 
 
 def exact(case: Case) -> tuple[Tensor, Tensor]:
-    out = ops.self_attention(double(case.video), double(case.condition), case.structure, "")
+    out = ops.self_attention(case.exact_self_attention)
     assert out[1] is not None
     return out[0], out[1]
 
@@ -28,8 +28,8 @@ def exact(case: Case) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_relational_attention(name: str, dtype: torch.dtype) -> None:
     case = Case(name, dtype)
-    found = relational_attention(case.video, case.condition, case.structure)
-    plain = ops.self_attention(case.video, case.condition, case.structure, "")
+    found = relational_attention(case.self_attention)
+    plain = ops.self_attention(case.self_attention)
     for part, *results in zip(("video", "condition"), found, plain, exact(case), strict=True):
         assert_within_budget(part, *results)
 
@@ -38,8 +38,8 @@ def test_relational_attention(name: str, dtype: torch.dtype) -> None:
 def test_head_sizes_in_half_precision(heads: int, head_dim: int) -> None:
     for dtype in HALF:
         case = Case("frames of one tile", dtype, heads=heads, head_dim=head_dim, seeds=1)
-        found = relational_attention(case.video, case.condition, case.structure)
-        plain = ops.self_attention(case.video, case.condition, case.structure, "")
+        found = relational_attention(case.self_attention)
+        plain = ops.self_attention(case.self_attention)
         for part, *results in zip(("video", "condition"), found, plain, exact(case), strict=True):
             assert_within_budget(part, *results)
 
@@ -53,8 +53,8 @@ def test_another_grouping_gives_another_answer() -> None:
     structure = other.structure._replace(
         group_index=flipped[0], group_mask=mask, group_inverse=flipped[1]
     )
-    one = relational_attention(case.video, case.condition, case.structure)
-    two = relational_attention(case.video, case.condition, structure)
+    one = relational_attention(case.self_attention)
+    two = relational_attention(case.self_attention._replace(structure=structure))
     assert torch.equal(one[0], two[0])
     assert one[1] is not None and two[1] is not None
     assert relative(one[1], two[1].double()) > 0.1
@@ -62,16 +62,15 @@ def test_another_grouping_gives_another_answer() -> None:
 
 def test_the_last_block_needs_no_condition_queries() -> None:
     case = Case("streams with their own groups")
-    silent = QKV(None, case.condition.k, case.condition.v)
-    video, condition = relational_attention(case.video, silent, case.structure)
+    video, condition = relational_attention(case.silent())
     assert condition is None
-    plain = ops.self_attention(case.video, silent, case.structure, "")[0]
+    plain = ops.self_attention(case.silent())[0]
     assert_within_budget("video", video, plain, exact(case)[0])
 
 
 def test_log_sums_join_attention_over_parts() -> None:
     case = Case("streams with their own groups")
-    out, _, lse = relational_attention_lse(case.video, case.condition, case.structure)
+    out, _, lse = relational_attention_lse(case.self_attention)
     assert case.video.q is not None
     keys = torch.cat([case.video.k, ops.over_seeds(case.condition.k, case.seeds)], 1)
 
@@ -154,7 +153,7 @@ def segments(case: Case, stream: int, video: bool) -> list[tuple[int, int, list[
 @pytest.mark.parametrize("name", ["streams with their own groups", "wide frames"])
 def test_e4m3_attention(name: str) -> None:
     case = Case(name, torch.bfloat16, head_dim=32)
-    found = relational_attention(case.video, case.condition, case.structure, e4m3=True)
+    found = relational_attention(case.self_attention, e4m3=True)
     exact_out, plain_out = e4m3_cases(case, False), e4m3_cases(case, True)
     for part, actual, plain, expected in zip(
         ("video", "condition"), found, plain_out, exact_out, strict=True
@@ -171,8 +170,7 @@ def test_e4m3_attention(name: str) -> None:
 
 def test_e4m3_without_references_and_without_condition_queries() -> None:
     case = Case("no references", torch.bfloat16, head_dim=32)
-    silent = QKV(None, case.condition.k, case.condition.v)
-    video, condition = relational_attention(case.video, silent, case.structure, e4m3=True)
+    video, condition = relational_attention(case.silent(), e4m3=True)
     assert condition is None
     plain = e4m3_cases(case, True)[0].to(video.dtype)
     assert_within_budget("video", video, plain, e4m3_cases(case, False)[0])
@@ -184,7 +182,8 @@ def test_gradients_are_those_of_the_reference() -> None:
 
     def loss(run, *operands: Tensor) -> Tensor:
         structure = case.structure_in(operands[0].dtype)
-        video, condition = run(QKV(*operands[:3]), QKV(*operands[3:]), structure, "")
+        call = SelfAttention(QKV(*operands[:3]), QKV(*operands[3:]), structure)
+        video, condition = run(call)
         return video.sin().sum() + condition.cos().sum()
 
     names = [f"{part}.{role}" for part in ("video", "condition") for role in "qkv"]
@@ -195,11 +194,11 @@ def test_gradients_are_those_of_the_reference() -> None:
 
 def test_what_it_does_not_take_is_said() -> None:
     case = Case("frames of one tile")
-    q, k, v = case.video
+    call, (q, k, v) = case.self_attention, case.video
     with pytest.raises(ValueError, match="`condition.k` must have shape"):
         short = QKV(case.condition.q, case.condition.k[:, 1:], case.condition.v)
-        relational_attention(case.video, short, case.structure)
+        relational_attention(call._replace(condition=short))
     with pytest.raises(ValueError, match="frames of 16 tokens"):
-        relational_attention(QKV(q[:, 1:], k[:, 1:], v[:, 1:]), case.condition, case.structure)
+        relational_attention(call._replace(video=QKV(q[:, 1:], k[:, 1:], v[:, 1:])))
     with pytest.raises(ValueError, match="seeds of 2 streams"):
-        relational_attention(QKV(q[1:], k[1:], v[1:]), case.condition, case.structure)
+        relational_attention(call._replace(video=QKV(q[1:], k[1:], v[1:])))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lumosx_rt.kernels.relational_cross_attention import bias_table, relational_cross_attention
 from lumosx_rt.reference.backbones import ops
-from lumosx_rt.reference.backbones.ops import WordBias
+from lumosx_rt.reference.backbones.ops import CrossAttention, WordBias
 from tests.helpers.budget import assert_gradients_within_budget, assert_within_budget, relative
 from tests.kernels.cases import HALF, LAYOUTS, Case
 
@@ -21,7 +21,7 @@ def run(op, case: Case, bias: WordBias | None, double: bool = False):
     structure = case.exact_structure() if double else case.structure
     if bias is not None and double:
         bias = WordBias(bias.template.double(), bias.ratio)
-    return op(*x, bias, structure, "")
+    return op(CrossAttention(*x, bias, structure))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -79,9 +79,8 @@ def test_without_bias_and_with_an_empty_template() -> None:
 
 def test_without_condition_queries() -> None:
     case = Case("streams with their own groups")
-    video, condition = relational_cross_attention(
-        case.video.q, None, case.k, case.v, case.bias, case.structure
-    )
+    call = CrossAttention(case.video.q, None, case.k, case.v, case.bias, case.structure)
+    video, condition = relational_cross_attention(call)
     assert condition is None
     assert torch.equal(video, run(relational_cross_attention, case, case.bias)[0])
 
@@ -93,7 +92,7 @@ def test_gradients_are_those_of_the_reference() -> None:
     def loss(op, *operands: Tensor) -> Tensor:
         *x, template = operands
         bias = WordBias(template, case.bias.ratio)
-        video, condition = op(*x, bias, case.structure_in(template.dtype), "")
+        video, condition = op(CrossAttention(*x, bias, case.structure_in(template.dtype)))
         return video.sin().sum() + condition.cos().sum()
 
     operands = (case.video.q, case.condition.q, case.k, case.v, case.bias.template)
@@ -105,10 +104,11 @@ def test_gradients_are_those_of_the_reference() -> None:
 def test_what_it_does_not_take_is_said() -> None:
     case = Case("wide frames")
     q, cq, k, v = case.video.q, case.condition.q, case.k, case.v
+    call = CrossAttention(q, cq, k, v, case.bias, case.structure)
     with pytest.raises(ValueError, match="`v` must have shape"):
-        relational_cross_attention(q, cq, k, v[:, 1:], case.bias, case.structure)
+        relational_cross_attention(call._replace(v=v[:, 1:]))
     with pytest.raises(ValueError, match="`bias.template` must have shape"):
         short = WordBias(case.bias.template[..., 1:], 0.5)
-        relational_cross_attention(q, cq, k, v, short, case.structure)
+        relational_cross_attention(call._replace(bias=short))
     with pytest.raises(ValueError, match="`condition_q` must have shape"):
-        relational_cross_attention(q, cq[:, 1:], k, v, case.bias, case.structure)
+        relational_cross_attention(call._replace(condition_q=cq[:, 1:]))

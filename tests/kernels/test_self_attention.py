@@ -5,9 +5,8 @@ import torch
 
 from lumosx_rt.kernels.self_attention import NAMES, frame_visibility, self_attention
 from lumosx_rt.reference.backbones import ops
-from lumosx_rt.reference.backbones.ops import QKV
 from tests.helpers.budget import assert_within_budget
-from tests.kernels.cases import LAYOUTS, Case, double
+from tests.kernels.cases import LAYOUTS, Case
 
 ON_A_CPU = [name for name in NAMES if name not in ("split-sdpa:cudnn", "split-sdpa:efficient")]
 
@@ -17,13 +16,12 @@ ON_A_CPU = [name for name in NAMES if name not in ("split-sdpa:cudnn", "split-sd
 def test_every_implementation_is_the_same_attention(layout: str, name: str) -> None:
     torch.use_deterministic_algorithms(False)  # torch's own kernels own their scratch buffers
     case = Case(layout, head_dim=32)
-    exact = ops.self_attention(double(case.video), double(case.condition), case.structure, "")
-    plain = ops.self_attention(case.video, case.condition, case.structure, "")
-    found = self_attention(name)(case.video, case.condition, case.structure, "")
+    exact = ops.self_attention(case.exact_self_attention)
+    plain = ops.self_attention(case.self_attention)
+    found = self_attention(name)(case.self_attention)
     for part, *results in zip(("video", "condition"), found, plain, exact, strict=True):
         assert_within_budget(part, *results)
-    silent = QKV(None, case.condition.k, case.condition.v)
-    video, condition = self_attention(name)(case.video, silent, case.structure, "")
+    video, condition = self_attention(name)(case.silent())
     assert condition is None
     assert_within_budget("video alone", video, plain[0], exact[0])
 
@@ -33,9 +31,9 @@ def test_flex_makes_a_new_mask_for_a_new_structure() -> None:
     attend = self_attention("flex")
     for layout in ("frames of one tile", "groups of one to four", "frames of one tile"):
         case = Case(layout, head_dim=32, seeds=1)
-        exact = ops.self_attention(double(case.video), double(case.condition), case.structure, "")
-        plain = ops.self_attention(case.video, case.condition, case.structure, "")
-        found = attend(case.video, case.condition, case.structure, "")
+        exact = ops.self_attention(case.exact_self_attention)
+        plain = ops.self_attention(case.self_attention)
+        found = attend(case.self_attention)
         assert_within_budget("condition", found[1], plain[1], exact[1])
 
 
@@ -43,7 +41,7 @@ def test_flex_makes_a_new_mask_for_a_new_structure() -> None:
 def test_a_backend_that_is_not_there_is_an_error_not_another_one(name: str) -> None:
     case = Case("frames of one tile", head_dim=32, seeds=1)
     with pytest.raises(RuntimeError, match="No available kernel|backend"):
-        self_attention(name)(case.video, case.condition, case.structure, "")
+        self_attention(name)(case.self_attention)
 
 
 def test_names_are_checked() -> None:

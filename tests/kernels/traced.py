@@ -25,7 +25,14 @@ from lumosx_rt.kernels import (
 from lumosx_rt.kernels.linear_fp8 import GeluQuantize
 from lumosx_rt.kernels.numerics import INTERPRETED
 from lumosx_rt.reference.backbones import ops
-from lumosx_rt.reference.backbones.ops import QKV, WordBias
+from lumosx_rt.reference.backbones.ops import (
+    QKV,
+    CrossAttention,
+    NormModulate,
+    QkNormRope,
+    SelfAttention,
+    WordBias,
+)
 from tests.kernels.cases import Case, random
 
 EPS = 1e-6
@@ -45,28 +52,30 @@ def calls(case: Case, dtype: torch.dtype):
         own = structure._replace(
             bias_tiles=tile, group_index=groups[0], group_mask=groups[1], group_inverse=groups[2]
         )
-        return relational_attention.relational_attention(
-            QKV(q, k, v), QKV(cq, ck, cv), own, e4m3=e4m3
-        )
+        call = SelfAttention(QKV(q, k, v), QKV(cq, ck, cv), own)
+        return relational_attention.relational_attention(call, e4m3=e4m3)
 
     def cross(q, cq, k, v, template, tile, inverse):
         own = structure._replace(bias_tiles=tile, group_inverse=inverse)
         bias = WordBias(template, 0.5)
-        return relational_cross_attention.relational_cross_attention(q, cq, k, v, bias, own)
+        call = CrossAttention(q, cq, k, v, bias, own)
+        return relational_cross_attention.relational_cross_attention(call)
 
     qkv = (*case.video, *case.condition, *groups, structure.bias_tiles)
     text = (case.video.q, case.condition.q, case.k, case.v, case.bias.template)
     return {
         "norm_modulate": (
-            lambda x, d, g: norm_modulate.norm_modulate(x, d, g, g, g, EPS, dtype),
+            lambda x, d, g: norm_modulate.norm_modulate(NormModulate(x, d, g, g, g, EPS, dtype)),
             (x, delta.to(dtype), row),
         ),
         "norm_modulate_quantized": (
-            lambda x, d, g: norm_modulate.norm_modulate_quantized(x, d, g, g, g, EPS),
+            lambda x, d, g: norm_modulate.norm_modulate_quantized(
+                NormModulate(x, d, g, g, g, EPS, dtype)
+            ),
             (x, delta.to(dtype), row),
         ),
         "qk_norm_rope": (
-            lambda x, w, r: (qk_norm_rope.qk_norm_rope(x, w, r, case.heads, EPS),),
+            lambda x, w, r: (qk_norm_rope.qk_norm_rope(QkNormRope(x, w, r, case.heads, EPS)),),
             (delta.to(dtype), weight, rope),
         ),
         "relational_attention": (lambda *a: attention(False, *a), qkv),
@@ -203,10 +212,9 @@ def main() -> None:
             ),
         }
     case = Case("frames of one tile")
-    video, condition = relational_attention.relational_attention(
-        case.video, case.condition, case.structure
-    )
-    plain = ops.self_attention(case.video, case.condition, case.structure, "")
+    call = SelfAttention(case.video, case.condition, case.structure)
+    video, condition = relational_attention.relational_attention(call)
+    plain = ops.self_attention(call)
     found["relational_attention"]["is the plain one"] = torch.equal(video, plain[0])
     for name, (function, tensors) in calls(Case("frames of one tile"), torch.bfloat16).items():
         found[name]["launches"] = dict(launches(function, tensors))

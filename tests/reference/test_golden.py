@@ -16,7 +16,13 @@ from torch import Tensor
 
 from lumosx_rt.reference.backbones import ops
 from lumosx_rt.reference.backbones.config import LumosXConfig
-from lumosx_rt.reference.backbones.ops import Ops, WordBias
+from lumosx_rt.reference.backbones.ops import (
+    Attended,
+    CrossAttention,
+    Ops,
+    SelfAttention,
+    WordBias,
+)
 from lumosx_rt.reference.backbones.wan import LumosX, time_sinusoid
 from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder
 from lumosx_rt.reference.encoders.weights import t5_from_wan, vae_from_wan
@@ -145,21 +151,21 @@ def recording_ops(taps: dict[str, Tensor], word_bias: WordBias) -> Ops:
         parts = [video[0]] if condition is None else [video[0], condition[0]]
         return torch.cat(parts)
 
-    def self_attention(video, condition, structure, site):  # type: ignore[no-untyped-def]
-        out = ops.self_attention(video, condition, structure, site)
-        if site == "blocks.0.self" and condition.q is not None:
+    def self_attention(call: SelfAttention) -> Attended:
+        out, video, condition = ops.self_attention(call), call.video, call.condition
+        if call.site == "blocks.0.self" and condition.q is not None:
             taps["block0_q_rope"] = joined(video.q, condition.q)
             taps["block0_k_rope"] = joined(video.k, condition.k)
             taps["block0_self_attn_heads"] = joined(*out)
         return out
 
-    def cross_attention(video_q, condition_q, k, v, bias, structure, site):  # type: ignore[no-untyped-def]
-        if site == "blocks.0.cross" and condition_q is not None:
+    def cross_attention(call: CrossAttention) -> Attended:
+        if call.site == "blocks.0.cross" and call.condition_q is not None:
             # the released code computes the bias also where it is switched off and not applied
-            table = ops.bias_table(condition_q, k, word_bias, structure)[0]
-            rows = table[:, :, structure.bias_tiles.flatten()].flatten(1, 2)
+            table = ops.bias_table(call.condition_q, call.k, word_bias, call.structure)[0]
+            rows = table[:, :, call.structure.bias_tiles.flatten()].flatten(1, 2)
             taps["block0_mcam_bias"] = rows.transpose(0, 1)
-        return ops.cross_attention(video_q, condition_q, k, v, bias, structure, site)
+        return ops.cross_attention(call)
 
     return Ops(self_attention=self_attention, cross_attention=cross_attention)
 

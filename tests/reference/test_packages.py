@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import lumosx_rt as rt
-from lumosx_rt.backends.compiler import compiler_of
+from lumosx_rt.backends.table import compiler_of
 from lumosx_rt.builder.calibrate import calibrate
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.packages import EXTRAS, require
@@ -110,8 +110,8 @@ def test_building_says_what_is_absent(module: str, without, micro_bundle, tmp_pa
 
 def test_scales_of_random_weights_need_modelopt(without) -> None:
     without("modelopt")
-    assert "lumosx-rt[build]" in refusal(compiler_of, precision="fp8", random=True)
-    compiler_of(precision="fp32", random=True)
+    assert "lumosx-rt[build]" in refusal(compiler_of, "auto", {"precision": "fp8"}, random=True)
+    compiler_of("auto", {"precision": "fp32"}, random=True)
 
 
 def test_calibrating_says_what_is_absent(without, micro_bundle, tmp_path) -> None:

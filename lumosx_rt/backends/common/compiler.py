@@ -1,17 +1,18 @@
 """What makes an engine's graph, package or plan: the protocol of every backend's compiler."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from lumosx_rt.artifact.manifest import Manifest
 from lumosx_rt.backends.common.devices import Provider
 from lumosx_rt.calibration.calibration_file import Calibration, read_calibration
+from lumosx_rt.calibration.formats import FORMATS, Format
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.packages import require
-
-Report = Callable[[str], None]
+from lumosx_rt.reference.progress import Report
+from lumosx_rt.reference.sampling.shortcuts import Lossy
 
 
 class Compiler(Protocol):
@@ -67,22 +68,43 @@ class Compiler(Protocol):
         """Whether finished `files` that lie there may be used."""
 
 
-def calibration_for(
-    precision: str | None, calibration: Path | None, random: bool
-) -> Calibration | None:
-    """The calibration of a request in FP8. Raises LumosXError where one is without the other."""
-    if precision == "fp8" and calibration is None and not random:
+def calibration_for(numbers: Format, calibration: Path | None, random: bool) -> Calibration | None:
+    """Read the calibration of a quantized format.
+
+    random: weights are drawn, and scales are observed on noise later. Raises LumosXError where a
+    format needs one and has none, or has one and needs none.
+    """
+    if numbers.quantized and calibration is None and not random:
         raise LumosXError(
-            "precision: got 'fp8', which needs scales; make them with `lumosx-rt calibrate "
-            "CHECKPOINT -o calibration.json` and name the file with --calibration"
+            f"precision: got '{numbers.name}', which needs scales; make them with `lumosx-rt "
+            "calibrate CHECKPOINT -o calibration.json` and name the file with --calibration"
         )
-    if precision != "fp8" and calibration is not None:
+    if not numbers.quantized and calibration is not None:
+        needing = ", ".join(name for name, found in FORMATS.items() if found.quantized)
         raise LumosXError(
-            f"calibration: got {calibration}, only fp8 uses it; add --precision fp8, or leave it "
-            "away"
+            f"calibration: got {calibration}, only {needing} uses it; add --precision {needing}, "
+            "or leave it away"
         )
     if calibration is not None:
-        return read_calibration(calibration)
-    if precision == "fp8":
+        return read_calibration(Path(calibration))
+    if numbers.quantized:
         require("calibration on noise", "modelopt")
     return None
+
+
+def check_whole(folder: Path, manifest: Manifest, lossy: Lossy) -> None:
+    """Raise LumosXError where shortcuts are asked of an engine that is compiled as a whole."""
+    if lossy:
+        raise LumosXError(
+            f"lossy: {folder} is compiled as a whole ({manifest.backend}), and shortcuts leave "
+            "parts out; build with --backend onnxruntime, or take none"
+        )
+
+
+def check_plan_provider(folder: Path, provider: Provider) -> None:
+    """Raise LumosXError where a plan is asked to run anywhere but on a GPU."""
+    if provider not in ("auto", "cuda"):
+        raise LumosXError(
+            f"provider: got '{provider}', {folder} is a plan for GPUs; build with --backend "
+            "onnxruntime or torch, or leave --provider away"
+        )

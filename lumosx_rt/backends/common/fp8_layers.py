@@ -147,7 +147,7 @@ def layer_parity(
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.log_severity_level = 3
-    inside = path.with_name(f"inside-{path.name}")  # its weights lie beside it
+    inside = path.with_name(f"inside-{path.name}")  # its weights are beside it
     try:
         ir.save(graph, inside)
         session = onnxruntime.InferenceSession(inside, options, providers=["CPUExecutionProvider"])

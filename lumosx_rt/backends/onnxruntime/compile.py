@@ -7,16 +7,17 @@ from typing import Any, ClassVar
 
 from lumosx_rt.artifact.manifest import GRAPH
 from lumosx_rt.artifact.versions import versions
-from lumosx_rt.backends.common.compiler import Report
 from lumosx_rt.backends.common.devices import Provider
 from lumosx_rt.backends.common.fp8_layers import layer_parity
 from lumosx_rt.calibration.apply.graph import carried
 from lumosx_rt.calibration.calibration_file import Calibration
+from lumosx_rt.calibration.formats import format_of
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.onnx.graph import OPSETS
 from lumosx_rt.export.onnx.named_values import marked, name_marked
 from lumosx_rt.export.onnx.ops import QDQ_NODES, export_ops
 from lumosx_rt.reference.backbones.wan import LumosX
+from lumosx_rt.reference.progress import Report
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class OnnxCompiler:
 
     @property
     def bytes_per_parameter(self) -> int:
-        return {"fp8": 1, "fp16": 2}.get(self.precision, 4)
+        return format_of(self.precision).weight_bytes
 
     @property
     def remedy(self) -> str:

@@ -1,4 +1,4 @@
-"""Where onnxruntime runs a graph: what each provider is called, and what it is told.
+"""Where onnxruntime runs a graph: what each provider is called, and what it is given.
 
     cpu, cuda       of the packages onnxruntime and onnxruntime-gpu
     tensorrt        TensorRT inside onnxruntime-gpu, for any NVIDIA GPU
@@ -45,7 +45,7 @@ _INSTALL = {
 
 @dataclass(frozen=True)
 class Serving:
-    """What a provider that compiles is told of an engine."""
+    """What a provider that compiles needs to know of an engine."""
 
     limits: Limits
     """The sizes it compiles for."""
@@ -140,7 +140,7 @@ def open_session(
     """A session that runs on this provider. Raises LumosXError where it does not.
 
     ort: the module onnxruntime. settings: a SessionOptions, which is added to. part: a model that
-    is run in place of the graph, with weights that lie beside it.
+    is run in place of the graph, with weights that are beside it.
     """
     if part is not None:
         folder = "session.model_external_initializers_file_folder_path"

@@ -135,7 +135,7 @@ class _Part:
 
 
 def check_apart(inputs: Inputs) -> None:
-    """Raises LumosXError where references see the video, so that their keys are not apart from it.
+    """Raise LumosXError where references see the video, so that their keys are not apart from it.
 
     (Layouts without relational visibility.)
     """

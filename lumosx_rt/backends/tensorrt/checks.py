@@ -65,7 +65,7 @@ def declare_plugins(trt: Any) -> list[str]:
 
 
 def check_plugin_plan(folder: Path, manifest: Manifest, *, trust: bool) -> None:
-    """Raises LumosXError where an engine's plan must not or cannot run here.
+    """Raise LumosXError where an engine's plan must not or cannot run here.
 
     trust: accept a plan that was made elsewhere.
     """

@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from lumosx_rt.artifact import user_cache as cache
 from lumosx_rt.artifact.manifest import PLAN
@@ -23,13 +23,15 @@ from lumosx_rt.backends.tensorrt.checks import (
     import_tensorrt,
 )
 from lumosx_rt.export.limits import Limits
-from lumosx_rt.export.tensorrt.plan import DTYPES, MAX_SEEDS, Report, build_plan
+from lumosx_rt.export.tensorrt.plan import DTYPES, MAX_SEEDS, build_plan
 from lumosx_rt.export.tensorrt.variants import CLASSIC, plugin_nodes
 from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import sha256_of
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.packages import EXPORT, require
+from lumosx_rt.reference.progress import Report
 from lumosx_rt.reference.scenes.video_size import VideoSize
 
 
@@ -115,34 +117,47 @@ class PluginPlanCompiler:
         return cache.compiled_here(sha256_of(engine / PLAN))
 
 
-def plugin_plan_compiler(
-    precision: str | None = None,
-    max_seeds: int | None = None,
-    max_size: VideoSize | None = None,
-    weight_streaming: bool = False,
-) -> PluginPlanCompiler:
-    """The compiler for a request.
+class PlanRequest(Protocol):
+    """What is asked of a plan."""
+
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def max_seeds(self) -> int | None: ...
+
+    @property
+    def max_size(self) -> VideoSize | None: ...
+
+    @property
+    def weight_streaming(self) -> bool: ...
+
+
+def plugin_plan_compiler(asked: PlanRequest) -> PluginPlanCompiler:
+    """Check a request.
 
     Raises LumosXError for what the backend tensorrt cannot do, naming what can, and where TensorRT
     or a GPU is missing.
     """
-    if precision not in (None, *DTYPES):
+    if asked.precision not in DTYPES:
         raise LumosXError(
-            f"precision: got '{precision}', tensorrt takes {' or '.join(DTYPES)}; fp32 is "
+            f"precision: got '{asked.precision}', tensorrt takes {' or '.join(DTYPES)}; fp32 is "
             "--backend torch or onnxruntime, fp8 torch or tensorrt-rtx"
         )
-    seeds, most = MAX_SEEDS if max_seeds is None else max_seeds, Limits.any_size(1).seeds.most
+    seeds = MAX_SEEDS if asked.max_seeds is None else asked.max_seeds
+    most = Limits.any_size(1).seeds.most
     if not 2 <= seeds <= most:
         raise LumosXError(
             f"max_seeds: got {seeds}, accepted are 2 to {most}: a plan is checked with two"
         )
+    require("--backend tensorrt", *EXPORT)
     import_tensorrt()
     gpu_here()
-    return PluginPlanCompiler(precision or "bf16", seeds, max_size, weight_streaming)
+    return PluginPlanCompiler(asked.precision, seeds, asked.max_size, asked.weight_streaming)
 
 
 def _check_room(limits: Limits) -> None:
-    """Raises LumosXError where a plan would be too small for what it is checked on."""
+    """Raise LumosXError where a plan would be too small for what it is checked on."""
     for keys, _ in FORWARD_CASES:
         layout = SceneLayout.from_key(keys[0])
         sizes = (layout.video_frames, layout.height, layout.width, layout.references)

@@ -35,7 +35,7 @@ def plans_of(manifest: Manifest) -> list[str]:
 
 
 def check_plan(folder: Path, manifest: Manifest, *, trust: bool) -> None:
-    """Raises LumosXError where an engine's plan must not or cannot run here.
+    """Raise LumosXError where an engine's plan must not or cannot run here.
 
     trust: accept a plan that was made elsewhere.
     """

@@ -12,24 +12,28 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 
 from lumosx_rt.artifact import user_cache as cache
 from lumosx_rt.artifact.manifest import PLAN, plan_of
 from lumosx_rt.artifact.versions import versions
+from lumosx_rt.backends.common.compiler import calibration_for
 from lumosx_rt.backends.common.forward_parity import forward_parity
 from lumosx_rt.backends.tensorrt_rtx.checks import BACKEND, import_tensorrt_rtx
 from lumosx_rt.backends.tensorrt_rtx.fp8 import Job, fp8_jobs, widened
 from lumosx_rt.calibration.apply.graph import check_carriable
 from lumosx_rt.calibration.calibration_file import Calibration
+from lumosx_rt.calibration.formats import FORMATS, Format, format_of
 from lumosx_rt.export.limits import Limits
-from lumosx_rt.export.tensorrt.plan import DTYPES, MAX_SEEDS, Report, attention_sites, build_plan
+from lumosx_rt.export.tensorrt.plan import DTYPES, MAX_SEEDS, attention_sites, build_plan
 from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import sha256_of
+from lumosx_rt.reference.packages import EXPORT, require
+from lumosx_rt.reference.progress import Report
 from lumosx_rt.reference.sampling.inputs import LIMITS
 from lumosx_rt.reference.scenes.video_size import VideoSize
 
@@ -91,7 +95,7 @@ class PlanCompiler:
     @property
     def bytes_per_parameter(self) -> int:
         # graph and plans, before the graph goes
-        return 1 + len(self.buckets) if self.precision == "fp8" else 4
+        return 1 + len(self.buckets) if self.document is not None else 4
 
     def limits(self, defaults: dict[str, Any], max_references: int) -> Limits:
         size = self.max_size or VideoSize(defaults["frames"], defaults["height"], defaults["width"])
@@ -124,7 +128,7 @@ class PlanCompiler:
                     job.graph,
                     engine / job.file,
                     sites=attention_sites(layers),
-                    precision="bf16" if self.precision == "fp8" else self.precision,
+                    precision="bf16" if self.document is not None else self.precision,
                     limits=job.limits,
                     targets=self.targets,
                     weight_streaming=self.weight_streaming,
@@ -164,47 +168,57 @@ def _wide(
     return facts, [Job(PLAN, graph, limits)]
 
 
-def plan_compiler(
-    precision: str | None = None,
-    targets: str | Sequence[str] | None = None,
-    max_seeds: int | None = None,
-    max_size: VideoSize | None = None,
-    buckets: str | Sequence[int] | None = None,
-    weight_streaming: bool = False,
-    document: Calibration | None = None,
-) -> PlanCompiler:
-    """The compiler for a request; targets like "sm_89,sm_120", buckets like "4,16".
+class PlanRequest(Protocol):
+    """What is asked of plans."""
+
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def targets(self) -> str | Sequence[str] | None: ...
+
+    @property
+    def max_seeds(self) -> int | None: ...
+
+    @property
+    def max_size(self) -> VideoSize | None: ...
+
+    @property
+    def buckets(self) -> str | Sequence[int] | None: ...
+
+    @property
+    def weight_streaming(self) -> bool: ...
+
+    @property
+    def calibration(self) -> Path | None: ...
+
+
+def plan_compiler(asked: PlanRequest, random: bool) -> PlanCompiler:
+    """Check a request; targets like "sm_89,sm_120", buckets like "4,16".
 
     Raises LumosXError for what TensorRT-RTX cannot do, naming what can, and where it is missing.
     """
-    chosen, seeds, most = check_plan_request(precision, targets, max_seeds, buckets)
-    if document is not None:
-        check_carriable(document)
-    import_tensorrt_rtx()
-    return PlanCompiler(
-        precision or "bf16", chosen, seeds, max_size, weight_streaming, document, most
-    )
-
-
-def check_plan_request(
-    precision: str | None,
-    targets: str | Sequence[str] | None,
-    max_seeds: int | None,
-    buckets: str | Sequence[int] | None,
-) -> tuple[tuple[str, ...], int, tuple[int, ...]]:
-    """Targets, seeds and buckets of a request. Raises LumosXError for what does not go together."""
-    chosen = USUAL_TARGETS if targets is None else _split(targets)
+    chosen = USUAL_TARGETS if asked.targets is None else _split(asked.targets)
     _check_targets(chosen)
-    _check_precision(precision, chosen)
-    seeds = MAX_SEEDS if max_seeds is None else max_seeds
+    _check_precision(asked.precision, chosen)
+    seeds = MAX_SEEDS if asked.max_seeds is None else asked.max_seeds
     most = Limits.any_size(1).seeds.most
     if not 1 <= seeds <= most:
         raise LumosXError(f"max_seeds: got {seeds}, accepted are 1 to {most}")
-    return chosen, seeds, _buckets(precision, buckets)
+    numbers = format_of(asked.precision)
+    buckets = _buckets(numbers, asked.buckets)
+    document = calibration_for(numbers, asked.calibration, random)
+    if document is not None:
+        check_carriable(document)
+    require(f"--backend {BACKEND}", *EXPORT, "onnxruntime")
+    import_tensorrt_rtx()
+    return PlanCompiler(
+        asked.precision, chosen, seeds, asked.max_size, asked.weight_streaming, document, buckets
+    )
 
 
-def _buckets(precision: str | None, buckets: str | Sequence[int] | None) -> tuple[int, ...]:
-    if precision != "fp8":
+def _buckets(numbers: Format, buckets: str | Sequence[int] | None) -> tuple[int, ...]:
+    if not numbers.quantized:
         if buckets is not None:
             raise LumosXError(
                 f"buckets: got '{buckets}', only fp8 has several plans; leave it away, or add "
@@ -245,14 +259,15 @@ def _check_targets(targets: Sequence[str]) -> None:
         )
 
 
-def _check_precision(precision: str | None, targets: Sequence[str]) -> None:
+def _check_precision(precision: str, targets: Sequence[str]) -> None:
     without = [target for target in targets if target not in FP8_TARGETS]
-    if precision == "fp8" and without:
+    quantized = precision in FORMATS and FORMATS[precision].quantized
+    if quantized and without:
         raise LumosXError(
             f"precision: got 'fp8', {', '.join(without)} cannot compute in it; accepted are "
             f"--targets {','.join(FP8_TARGETS)}, or --precision bf16"
         )
-    if precision not in (None, "fp8", *DTYPES):
+    if not quantized and precision not in DTYPES:
         raise LumosXError(
             f"precision: got '{precision}', tensorrt-rtx takes {', '.join(DTYPES)} or fp8, because "
             "its fused attention has no fp32; fp32 is --backend torch or onnxruntime"

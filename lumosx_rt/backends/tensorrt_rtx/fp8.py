@@ -22,10 +22,11 @@ from lumosx_rt.export.onnx.float32_copy import widen
 from lumosx_rt.export.onnx.graph import OPSETS, export_onnx
 from lumosx_rt.export.onnx.ops import PLAN_OPS, QDQ_NODES
 from lumosx_rt.export.tensorrt.padded_keys import SLOTS, padded_rectangle, slots_of, with_slots
-from lumosx_rt.export.tensorrt.plan import Fp8, Report
+from lumosx_rt.export.tensorrt.plan import Fp8
 from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+from lumosx_rt.reference.progress import Report
 
 COMPARED_KEYS = 1 + max(
     SceneLayout.from_key(key).tokens for keys, _ in FORWARD_CASES for key in keys

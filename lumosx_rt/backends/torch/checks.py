@@ -21,7 +21,7 @@ _REBUILD = "build it again: lumosx-rt build CHECKPOINT -o {folder} --backend tor
 
 
 def check_package(folder: Path, manifest: Manifest, *, trust: bool) -> None:
-    """Raises LumosXError where an engine's package must not or cannot run here.
+    """Raise LumosXError where an engine's package must not or cannot run here.
 
     trust: accept code that was compiled elsewhere.
     """

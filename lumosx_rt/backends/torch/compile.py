@@ -14,10 +14,10 @@ import torch
 from lumosx_rt.artifact import user_cache as cache
 from lumosx_rt.artifact.manifest import PACKAGE
 from lumosx_rt.artifact.versions import versions
-from lumosx_rt.backends.common.compiler import Report, calibration_for
 from lumosx_rt.backends.common.devices import Provider, device_facts
-from lumosx_rt.calibration.apply.graph import carried, check_carriable
+from lumosx_rt.calibration.apply.graph import carried
 from lumosx_rt.calibration.calibration_file import Calibration
+from lumosx_rt.calibration.formats import format_of
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.kernels.qdq import PLAIN
 from lumosx_rt.reference.backbones.ops import Ops
@@ -25,6 +25,7 @@ from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import sha256_of
+from lumosx_rt.reference.progress import Report
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of a package's linears and attention
 
@@ -43,7 +44,7 @@ class TorchCompiler:
     @property
     def dtype(self) -> torch.dtype:
         """Of linears and attention; in FP8, of those that stay in high precision."""
-        if self.precision == "fp8":
+        if format_of(self.precision).quantized:
             return torch.float32 if self.provider == "cpu" else torch.bfloat16
         return DTYPES[self.precision]
 
@@ -61,8 +62,8 @@ class TorchCompiler:
 
     @property
     def bytes_per_parameter(self) -> int:
-        # the weights lie in an object file, a library and the package before the first two go
-        return 3 * (1 if self.precision == "fp8" else self.dtype.itemsize)
+        # the weights are in an object file, a library and the package before the first two go
+        return 3 * format_of(self.precision).weight_bytes
 
     @property
     def remedy(self) -> str:
@@ -87,37 +88,6 @@ class TorchCompiler:
 
     def vouches_for(self, engine: Path) -> bool:
         return cache.compiled_here(sha256_of(engine / PACKAGE))
-
-
-def _torch_compiler(
-    precision: str | None,
-    opset: int | None,
-    device: str,
-    calibration: Path | None,
-    random: bool,
-) -> TorchCompiler:
-    if opset is not None:
-        raise LumosXError(
-            f"opset: got {opset}, a package has none; leave it away, or --backend onnxruntime"
-        )
-    if precision not in (None, "fp8", *DTYPES):
-        raise LumosXError(
-            f"precision: got '{precision}', torch takes {', '.join(DTYPES)} or fp8; fp16 is "
-            "--backend onnxruntime"
-        )
-    if device == "cuda" and not torch.cuda.is_available():
-        raise LumosXError("device: got 'cuda', torch finds no GPU here; accepted is --device cpu")
-    if cpp_compiler() is None:
-        raise LumosXError(
-            "backend: 'torch' compiles C++, and there is no C++ compiler here; install one "
-            "(Debian: apt install g++) or name it in CXX, or take --backend onnxruntime"
-        )
-    document = calibration_for(precision, calibration, random)
-    if device == "cpu" or not torch.cuda.is_available():
-        if document is not None:
-            check_carriable(document)
-        return TorchCompiler(precision or "fp32", "cpu", document)
-    return TorchCompiler(precision or "bf16", "cuda", document)
 
 
 def cpp_compiler() -> str | None:

@@ -12,7 +12,7 @@ RUN_FILE = "run.json"
 
 
 def claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Makes the folder this run's own, and clean. Raises LumosXError for one with another run, or
+    """Make the folder this run's own, and clean. Raises LumosXError for one with another run, or
     anything else, in it."""
     file = folder / RUN_FILE
     wanted = json.loads(json.dumps(identity))
@@ -50,7 +50,7 @@ def whole_lines(file: Path) -> list[str]:
 
 
 def append_line(file: Path, line: str) -> None:
-    """Adds a line, in place of one that was torn."""
+    """Add a line, in place of one that was torn."""
     with file.open("ab+") as stream:
         stream.seek(0)
         stream.truncate(stream.read().rfind(b"\n") + 1)

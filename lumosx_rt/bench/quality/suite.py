@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,12 @@ from lumosx_rt.bench.common.folder import append_line, claim, whole_lines
 from lumosx_rt.bench.common.makers import MakeClip
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import replacing
+from lumosx_rt.reference.progress import Progress, quiet
 from lumosx_rt.reference.world import draw, judge, looks, score, story
 from lumosx_rt.reference.world.scene_lists import SceneList
 from lumosx_rt.reference.world.story import Story
 
 SCENES_FILE, CLIPS = "scenes.jsonl", "clips"
-Progress = Callable[[str, int, int], None]
-"""Told (scene, scenes done, scenes in all)."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,9 @@ def run_suite(
     stories: Sequence[Story],
     folder: Path,
     identity: dict[str, Any],
-    progress: Progress = lambda name, done, of: None,
+    progress: Progress = quiet,
 ) -> list[Result]:
-    """Makes and judges what `folder` does not hold yet; returns a result for every story.
+    """Make and judge what `folder` does not hold yet; return a result for every story.
 
     identity: kept in run.json. Raises LumosXError for a folder with another run, or something else.
     """

@@ -2,7 +2,7 @@
 
     python -m lumosx_rt.bench.speed.cold '{"engine": ..., "since": <the caller's monotonic>}'
 
-Prints seconds since then as one line of JSON. Files may lie in the page cache.
+Prints seconds since then as one line of JSON. Files may are in the page cache.
 """
 
 import json

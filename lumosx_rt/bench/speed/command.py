@@ -27,6 +27,7 @@ from lumosx_rt.bench.speed.page import as_text, draw_page
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import replacing, sha256_of, write_atomically
+from lumosx_rt.reference.progress import Progress, Report, quiet
 from lumosx_rt.runtime.engine import load
 from lumosx_rt.runtime.settings import SAMPLING
 
@@ -43,8 +44,8 @@ def bench_speed(
     provider: Provider = "auto",
     trust: bool = False,
     processor_time: bool = False,
-    report: Callable[[str], None] = lambda line: None,
-    progress: Callable[[str, int, int], None] = lambda name, done, of: None,
+    report: Report = lambda line: None,
+    progress: Progress = quiet,
 ) -> Row:
     """Times an engine directory; returns the summary.
 
@@ -123,9 +124,9 @@ def run(
     product: Callable[[], Row],
     reference: Callable[[], LumosX] | None,
     folder: Path,
-    progress: Callable[[str, int, int], None] = lambda name, done, of: None,
+    progress: Progress = quiet,
 ) -> dict[str, Row]:
-    """Measures what `folder` does not hold yet; returns every case's row by its name."""
+    """Measure what `folder` does not hold yet; return every case's row by its name."""
     found = cases(subject, cold, product, reference)
     known = {}
     for line in whole_lines(folder / ROWS_FILE):

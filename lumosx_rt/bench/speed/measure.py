@@ -23,6 +23,7 @@ import torch
 
 from lumosx_rt.bench.common.machine import load_average, usable_cores
 from lumosx_rt.bench.speed.times import ratio, spread
+from lumosx_rt.calibration.formats import format_of
 from lumosx_rt.reference.backbones import cost as roofline
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
@@ -132,7 +133,7 @@ def cases(
 def measured(
     found: Sequence[Case], known: dict[str, Row], keep: Callable[[Row], None]
 ) -> Iterator[tuple[str, Row]]:
-    """Runs the cases that are not known yet; a refusal becomes a row that says why."""
+    """Run the cases that are not known yet; a refusal becomes a row that says why."""
     for name, case in found:
         if name not in known:
             try:
@@ -261,7 +262,7 @@ def ceiling(subject: Subject) -> Row:
 
 def arithmetic(backend: str, precision: str, device: str) -> torch.dtype:
     """What an engine multiplies in."""
-    if backend == "onnxruntime" or (device == "cpu" and precision == "fp8"):
+    if backend == "onnxruntime" or (device == "cpu" and format_of(precision).quantized):
         return torch.float32  # halves are stored only; on a CPU, e4m3 are rounded to
     return {"fp32": torch.float32, "fp16": torch.float16}.get(precision, torch.bfloat16)
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from PIL import Image
 
-from lumosx_rt.drawing.charts import bars, curves
 from lumosx_rt.drawing.typesetting import ALARM, beside, framed, paragraph, stack
+from lumosx_rt.reference.charts import bars, curves
 
 Row = dict[str, Any]
 STAGES = ("text", "pictures", "denoising", "decoding")

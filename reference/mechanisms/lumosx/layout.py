@@ -231,7 +231,7 @@ class SceneLayout:
         """The tile whose score biases each token of a frame: int32 [frame_tokens].
 
         As released (docs/spec.md#m2) scores are unrolled over the raster padded to whole tiles,
-        and its first H*W entries kept: not the tile a token lies in, unless W is a multiple of 8.
+        and its first H*W entries kept: not the tile a token is in, unless W is a multiple of 8.
         """
         if not self.raster_tiling:
             return self.pooling_tiles

@@ -56,7 +56,7 @@ def new_autoencoder(seed: int = 0) -> Any:
 
 
 def _repeat_in_time(resample: Any) -> None:
-    """Makes a change of frame rate skip, or repeat, frames."""
+    """Make a change of frame rate skip, or repeat, frames."""
     conv = getattr(resample, "time_conv", None)
     if conv is None:
         return
@@ -112,9 +112,10 @@ def train_autoencoder(
     file: Path,
     progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
 ) -> None:
-    """Trains in place, from the state in `file` if there is one; `save_every` steps renew it.
+    """Train in place, from the state in `file` if there is one; `save_every` steps renew it.
 
-    `progress` is told (step, metrics) after every step. A resumed run equals an uninterrupted one.
+    `progress` is called with (step, metrics) after every step. A resumed run equals an
+    uninterrupted one.
     """
     pictures = Pictures(lesson.seed, *lesson.pool)
     trained = Trained(model, lesson)

@@ -72,7 +72,7 @@ def train_text_encoder(
     learning_rate: float = 3e-3,
     progress: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
 ) -> None:
-    """Trains in place, on 64 captions a step."""
+    """Train in place, on 64 captions a step."""
     torch.manual_seed(seed)
     readouts = nn.ModuleList(
         nn.Linear(TEXT_DIM, n) for n in (VOCABULARY, len(PLACES), len(MOTIONS))

@@ -11,7 +11,6 @@ killed. The result is a bundle with all four components.
 """
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,9 @@ from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.encoders.single_frame import planar
 from lumosx_rt.reference.encoders.umt5 import load_text_encoder
 from lumosx_rt.reference.encoders.wan_vae import load_vae
+from lumosx_rt.reference.progress import Progress, Report, quiet
 from lumosx_rt.reference.scenes.video_size import VideoSize
-from lumosx_rt.reference.training.pipeline import Told, make_bundle, silent
+from lumosx_rt.reference.training.pipeline import make_bundle
 from lumosx_rt.reference.training.recipe import Recipe, Stage
 from lumosx_rt.reference.world import draw
 from lumosx_rt.reference.world.scenes import FPS, WorldSource
@@ -115,21 +115,21 @@ class Course:
         folder: Path,
         *,
         processes: int = 2,
-        report: Callable[[str], None] = lambda line: None,
-        told: Told = silent,
+        report: Report = lambda line: None,
+        progress: Progress = quiet,
     ) -> Path:
-        """Does what is not done yet; returns the finished bundle, folder/bundle.
+        """Do what is not done yet; return the finished bundle, folder/bundle.
 
         processes: workers that make latents. Raises LumosXError as `make_bundle` does.
         """
         if (folder / "bundle").exists():
             return folder / "bundle"
         report(self.summary())
-        components = self.components(folder, told)
+        components = self.components(folder, progress)
         start: Path | None = None
         for phase in self.phases:
             recipe = phase.recipe(components, start)
-            options: Any = {"processes": processes, "report": report, "told": told}
+            options: Any = {"processes": processes, "report": report, "progress": progress}
             start = make_bundle(recipe, folder / phase.name, folder / "latents", **options)
         assert start is not None
         text_encoder, vae = load_text_encoder(components, TEXT_LEN), load_vae(components)
@@ -144,17 +144,17 @@ class Course:
         )
         return folder / "bundle"
 
-    def components(self, folder: Path, told: Told) -> Path:
+    def components(self, folder: Path, progress: Progress) -> Path:
         """Text encoder, tokenizer and VAE as a bundle."""
         bundle = folder / "components"
         if not bundle.exists():
-            self._text(folder / "text", told)
+            self._text(folder / "text", progress)
             text = load_text_encoder(folder / "text", TEXT_LEN)
-            vae = self._vae(folder / "vae", told)
+            vae = self._vae(folder / "vae", progress)
             save_bundle(bundle, text_encoder=text.model, tokenizer=text.tokenizer, vae=vae)
         return bundle
 
-    def _text(self, folder: Path, told: Told) -> None:
+    def _text(self, folder: Path, progress: Progress) -> None:
         if folder.exists():
             return
         tokenizer = train_tokenizer([story(i % 4000, 1 + i % 4).caption for i in range(4000)])
@@ -163,25 +163,25 @@ class Course:
             model,
             tokenizer,
             steps=self.captions,
-            progress=lambda step, m: told("text", step + 1, self.captions, m),
+            progress=lambda step, m: progress("text", step + 1, self.captions, m),
         )
         save_bundle(folder, text_encoder=model, tokenizer=tokenizer)
 
-    def _vae(self, folder: Path, told: Told) -> Any:
+    def _vae(self, folder: Path, progress: Progress) -> Any:
         model = new_autoencoder()
         for lesson in self.lessons:
             train_autoencoder(
                 model,
                 lesson,
                 folder / f"{lesson.shown}.safetensors",
-                lambda step, m, lesson=lesson: told(lesson.shown, step + 1, lesson.steps, m),  # type: ignore[misc]
+                lambda step, m, lesson=lesson: progress(lesson.shown, step + 1, lesson.steps, m),  # type: ignore[misc]
             )
         return normalised(model.requires_grad_(False).eval())
 
 
 @torch.no_grad()
 def normalised(vae: Any) -> Any:
-    """Sets what latents are divided by: a mean for each channel, one deviation for all.
+    """Set what latents are divided by: a mean for each channel, one deviation for all.
 
     Whitening each channel would blow up those that say little.
     """

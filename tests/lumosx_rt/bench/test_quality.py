@@ -18,7 +18,7 @@ from lumosx_rt.bench.quality.suite import (
     world_sha256,
 )
 from lumosx_rt.bench.quality.table import as_text, compare, summarise
-from lumosx_rt.bench.run import bench
+from lumosx_rt.bench.run import benchmark
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.world import draw
 from lumosx_rt.reference.world.scene_lists import BINDING, BINDING_CI
@@ -235,7 +235,7 @@ def test_the_command_runs_a_suite_and_finds_it_again(run, micro_bundle, tmp_path
 )
 def test_what_does_not_exist_is_refused_before_anything_is_loaded(tmp_path, options, said):
     with pytest.raises(LumosXError, match=said):
-        bench(tmp_path / "nothing", tmp_path / "run", **options)
+        benchmark(tmp_path / "nothing", tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
 
@@ -252,13 +252,13 @@ def test_a_run_judged_by_other_code_is_not_compared(micro_bundle, runs, tmp_path
     (old / "run.json").write_text(json.dumps({"world": "another"}))
     options = {"suite": "vae-ceiling", "against": old / "scenes.jsonl"}
     with pytest.raises(LumosXError, match="another version"):
-        bench(micro_bundle, tmp_path / "run", **options)
+        benchmark(micro_bundle, tmp_path / "run", **options)
     assert world_sha256() != "another" and not (tmp_path / "run").exists()
 
 
 def test_against_a_file_without_results_is_refused(tmp_path):
     with pytest.raises(LumosXError, match="no results"):
-        bench(tmp_path, tmp_path / "run", against=tmp_path / "scenes.jsonl")
+        benchmark(tmp_path, tmp_path / "run", against=tmp_path / "scenes.jsonl")
 
 
 def test_what_a_killed_run_left_half_written_goes(tmp_path):

@@ -12,7 +12,7 @@ import torch
 
 from lumosx_rt.artifact.manifest import read_manifest
 from lumosx_rt.artifact.report import write_report
-from lumosx_rt.bench.run import bench
+from lumosx_rt.bench.run import benchmark
 from lumosx_rt.bench.speed import cold
 from lumosx_rt.bench.speed import command as speed_command
 from lumosx_rt.bench.speed import page as speed_page
@@ -27,7 +27,6 @@ from lumosx_rt.bench.speed.measure import (
     measured,
 )
 from lumosx_rt.bench.speed.times import percentile, ratio, spread
-from lumosx_rt.drawing import charts
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import sha256_of
 from lumosx_rt.reference.scenes.builtin import builtin_scenes
@@ -340,7 +339,7 @@ def test_a_first_request_in_its_own_process(micro, micro_bundle, monkeypatch) ->
 )
 def test_what_does_not_go_together_is_refused(tmp_path, options, match) -> None:
     with pytest.raises(LumosXError, match=match):
-        bench(tmp_path, tmp_path / "out", **options)
+        benchmark(tmp_path, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
@@ -351,61 +350,6 @@ def test_the_command_names_its_suite(run, tmp_path) -> None:
 
 
 # -- pictures -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("highest", [0.013, 0.9, 1.0, 7.0, 99.0, 1234.0, 3.3e6])
-def test_ticks_are_round_and_reach_the_top(highest: float) -> None:
-    found = charts.ticks(highest)
-    steps = {round(b - a, 9) for a, b in zip(found, found[1:], strict=False)}
-    assert found[0] == 0 and found[-1] >= highest * 0.999 and found[-2] < highest
-    assert 3 <= len(found) <= 8 and len(steps) == 1
-    digits = f"{steps.pop():e}".partition("e")[0].rstrip("0").rstrip(".")
-    assert digits in ("1", "2", "2.5", "5")
-
-
-def test_a_curve_is_drawn_where_its_points_are() -> None:
-    image = charts.curves("t", "x", "y", {"one": [(0.0, 0.0), (10.0, 100.0)]})
-    blue = [
-        (x, y)
-        for x in range(image.width)
-        for y in range(image.height)
-        if image.getpixel((x, y)) == (0x2A, 0x7F, 0xB8)
-    ]
-    left, right = min(blue), max(blue)
-    assert left[1] > right[1] and right[0] - left[0] > 300  # rises to the right
-    for x, y in blue:  # and nowhere else than on the line
-        along = (x - left[0]) / (right[0] - left[0])
-        assert abs(left[1] + along * (right[1] - left[1]) - y) < 8
-
-
-def test_a_frontier_joins_the_points_that_none_beats() -> None:
-    """Half the time at the same rate beats; a worse rate in less time stays on the line."""
-    points = [("a", "", 1.0, 0.9, 0.8, 1.0), ("b", "", 0.5, 0.9, 0.8, 1.0)]
-    points.append(("c", "", 0.25, 0.7, 0.6, 0.8))
-
-    def joined(points: list) -> int:
-        image = charts.frontier("t", "x", "y", points)
-        colour = tuple(bytes.fromhex(charts.FAINT.removeprefix("#")))
-        row = {x for x in range(90, image.width - 30) for y in range(100, 330)
-               if image.getpixel((x, y)) == colour}  # fmt: skip
-        return len(row)
-
-    assert 120 < joined(points) < 200  # a quarter of 638 pixels; none of it towards `a`
-    better = [points[0][:3] + (0.95, 0.8, 1.0), *points[1:]]
-    assert joined(better) > 400
-    flat = charts.frontier("t", "x", "y", [("a", "", 1.0, 1.0, 1.0, 1.0)] * 2)
-    assert flat.height < 80
-
-
-def test_bars_are_as_long_as_their_values() -> None:
-    image = charts.bars("t", "ms", [("a", {"k": 100.0}, "100"), ("b", {"k": 25.0}, "25")])
-    colour = (0x2A, 0x7F, 0xB8)
-    rows = [
-        sum(image.getpixel((x, y)) == colour for x in range(image.width))
-        for y in range(image.height)
-    ]
-    lengths = sorted(set(filter(None, rows)))
-    assert len(lengths) == 2 and lengths[1] / lengths[0] == pytest.approx(4, rel=0.03)
 
 
 def test_the_page_shows_every_chart_it_has_points_for(measure) -> None:

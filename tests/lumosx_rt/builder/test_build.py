@@ -52,7 +52,7 @@ def stop_at_check(line: str) -> None:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Hashes of all files but the reports, which tell times."""
+    """Hashes of all files but the reports, which have times."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -238,7 +238,7 @@ def one_percent_off(path: Path) -> None:
 
 
 def blind_to(name: str):
-    """Takes an input's influence away: it is multiplied by nothing, and a mask hides nothing."""
+    """Take an input's influence away: it is multiplied by nothing, and a mask hides nothing."""
 
     def spoil(path: Path) -> None:
         model = onnx.load(path, load_external_data=False)

@@ -7,6 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
+from benchmarks.robustness import toy
 from lumosx_rt.artifact.source import random_transformer
 from lumosx_rt.builder import calibrate as calibrating
 from lumosx_rt.calibration.calibration_file import read_calibration
@@ -16,7 +17,6 @@ from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.encoders.random import random_components
 from lumosx_rt.reference.errors import LumosXError
-from tests.helpers import toy
 
 CONFIG = LumosXConfig(dim=32, ffn_dim=64, num_heads=2, num_layers=2, text_dim=64, text_len=48)
 DEFAULTS = {"frames": 5, "height": 32, "width": 48, "steps": 4, "shift": 3.0, "guidance": 3.0}

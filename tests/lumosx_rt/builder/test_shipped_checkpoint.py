@@ -11,7 +11,7 @@ from lumosx_rt.artifact.certificate import digest_of
 from lumosx_rt.artifact.report import read_report
 from lumosx_rt.bench.common.makers import Sampling, reference_engine
 from lumosx_rt.bench.quality.suite import read_clip, read_results
-from lumosx_rt.bench.run import bench
+from lumosx_rt.bench.run import benchmark
 from lumosx_rt.reference.world import score
 from lumosx_rt.reference.world.judge import judge
 from lumosx_rt.reference.world.scene_lists import BINDING_CI
@@ -26,7 +26,7 @@ COMPARED = 5  # scenes that the engine makes too
 @pytest.fixture(scope="module")
 def reference_run(surroundings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reference")
-    return folder, bench(CHECKPOINT, folder, scene_list="ci")
+    return folder, benchmark(CHECKPOINT, folder, scene_list="ci")
 
 
 def test_identity_and_binding(reference_run):
@@ -58,7 +58,7 @@ def test_the_engine_makes_the_same_clips(reference_run, shared, tmp_path):
     folder, _ = reference_run
     engine = built(shared / "trained", CHECKPOINT)
     whole = folder / "scenes.jsonl"
-    summary = bench(engine.folder, tmp_path, scene_list="ci", scenes=COMPARED, against=whole)
+    summary = benchmark(engine.folder, tmp_path, scene_list="ci", scenes=COMPARED, against=whole)
     for name in score.METRICS:
         assert abs(summary["against"]["groups"]["all"][name]["value"]) < 1e-2, name
     told = read_report(engine.folder)["binding"]  # its certificate has it too

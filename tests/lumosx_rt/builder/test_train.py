@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.robustness import toy
 from lumosx_rt.builder.train import train
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.training.latents import build_cache
-from tests.helpers import toy
 
 RECIPE = """
 from lumosx_rt.reference.training.recipe import Recipe, Stage
-from tests.helpers.toy import CONFIG, SIZE, Toy
+from benchmarks.robustness.toy import CONFIG, SIZE, Toy
 
 def brief():
     stage = Stage(name="brief", steps=3, data=Toy(4, name="toy"), streams=2, seeds=2)
@@ -51,7 +51,7 @@ def test_a_recipe_becomes_a_bundle(run, recipe, tmp_path):
         assert curve.width > 100
 
     told: list[str] = []
-    train(f"{recipe}:brief", out, told=lambda part, *rest: told.append(part))
+    train(f"{recipe}:brief", out, progress=lambda part, *rest: told.append(part))
     assert not told  # it is found again
 
 
@@ -67,8 +67,8 @@ def test_a_stopped_run_goes_on(recipe, tmp_path):
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(f"{recipe}:brief", out, told=stop)
-    train(f"{recipe}:brief", out, told=stop)
+        train(f"{recipe}:brief", out, progress=stop)
+    train(f"{recipe}:brief", out, progress=stop)
     assert steps == [1, 2, 3]
 
 

@@ -52,7 +52,7 @@ def batches(engine, monkeypatch):
 
 @pytest.fixture
 def held(engine, monkeypatch):
-    """Holds the denoising thread back until it is set."""
+    """Hold the denoising thread back until it is set."""
     gate, right = threading.Event(), engine.max_batch
 
     def max_batch(request, most):

@@ -18,7 +18,13 @@ from lumosx_rt.artifact.manifest import GRAPH, read_manifest
 from lumosx_rt.backends.onnxruntime.step_cache import CachingBackend
 from lumosx_rt.export.onnx.named_values import keys_of
 from lumosx_rt.reference.backbones.loading import load_transformer
-from lumosx_rt.reference.backbones.ops import QKV, Ops, self_attention
+from lumosx_rt.reference.backbones.ops import (
+    QKV,
+    Attended,
+    Ops,
+    SelfAttention,
+    self_attention,
+)
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.mechanisms.lumosx.layout import layout_of
 from lumosx_rt.reference.metrics import relative_error
@@ -44,13 +50,14 @@ class Slow:
         kept: dict[str, Tensor] = {}
         steps = count()
 
-        def attention(video: QKV, condition: QKV, structure: Any, site: str) -> Any:
-            out, _ = self_attention(video, QKV(None, *keys[site]), structure, site)
-            return out, self_attention(video, condition, structure, site)[1]
+        def attention(call: SelfAttention) -> Attended:
+            older = QKV(None, *keys[call.site])
+            out, _ = self_attention(call._replace(condition=older))
+            return out, self_attention(call)[1]
 
-        def refreshing(video: QKV, condition: QKV, structure: Any, site: str) -> Any:
-            keys[site] = condition.k, condition.v
-            return self_attention(video, condition, structure, site)
+        def refreshing(call: SelfAttention) -> Attended:
+            keys[call.site] = call.condition.k, call.condition.v
+            return self_attention(call)
 
         def last(first: Tensor, second: Tensor, last: Tensor) -> Tensor:
             """What the head is given."""

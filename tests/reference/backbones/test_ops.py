@@ -7,7 +7,8 @@ as plain torch does on the same rounded inputs.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from inspect import signature
 
 import pytest
 import torch
@@ -15,7 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lumosx_rt.reference.backbones import ops
-from lumosx_rt.reference.backbones.ops import QKV, WordBias
+from lumosx_rt.reference.backbones.ops import (
+    QKV,
+    CrossAttention,
+    NormModulate,
+    QkNormRope,
+    SelfAttention,
+    WordBias,
+)
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.mechanisms.lumosx.structure import Structure, rope_table, structure_of
 from tests.helpers import oracle
@@ -76,9 +84,7 @@ class Attention:
 
     def run(self, structure: Structure | None = None) -> tuple[Tensor, Tensor]:
         structure = structure or self.structure
-        video, condition = ops.self_attention(
-            self.video, self.condition, structure, "blocks.0.self"
-        )
+        video, condition = ops.self_attention(SelfAttention(self.video, self.condition, structure))
         assert condition is not None
         return video, condition
 
@@ -159,7 +165,7 @@ def test_padding_of_groups_and_members_is_never_read(name: str) -> None:
 def test_without_condition_queries_there_is_no_condition_output() -> None:
     case = Attention(CASES["unequal groups"], 2, torch.float64)
     silent = QKV(None, case.condition.k, case.condition.v)
-    video, condition = ops.self_attention(case.video, silent, case.structure, "last")
+    video, condition = ops.self_attention(SelfAttention(case.video, silent, case.structure))
     assert condition is None
     assert torch.equal(video, case.run()[0])
 
@@ -196,9 +202,8 @@ class Cross:
         self.bias = WordBias(self.template, 0.7)
 
     def run(self, bias: WordBias | None) -> tuple[Tensor, Tensor]:
-        video, condition = ops.cross_attention(
-            self.video_q, self.condition_q, self.k, self.v, bias, self.structure, "blocks.0.cross"
-        )
+        call = CrossAttention(self.video_q, self.condition_q, self.k, self.v, bias, self.structure)
+        video, condition = ops.cross_attention(call)
         assert condition is not None
         return video, condition
 
@@ -248,8 +253,8 @@ def test_cross_attention_is_plain_for_video_and_biased_for_references(
 
 def test_cross_attention_without_condition_queries() -> None:
     case = Cross(CASES["unequal groups"])
-    inputs = (case.video_q, None, case.k, case.v, case.bias, case.structure, "last")
-    video, condition = ops.cross_attention(*inputs)
+    call = CrossAttention(case.video_q, None, case.k, case.v, case.bias, case.structure)
+    video, condition = ops.cross_attention(call)
     assert condition is None
     assert torch.equal(video, case.run(case.bias)[0])
 
@@ -290,14 +295,15 @@ def test_qk_norm_rope(with_weight: bool, turned: bool) -> None:
     x[0] *= 1e-3  # small enough for eps to count
     weight = random(WIDTH, seed=2) + 1 if with_weight else None
     rope = rope_table(torch.tensor(PLACES), HEAD_DIM)[:, None] if turned else None
-    actual = ops.qk_norm_rope(x, weight, rope, HEADS, oracle.EPS)
+    actual = ops.qk_norm_rope(QkNormRope(x, weight, rope, HEADS, oracle.EPS))
     torch.testing.assert_close(actual, normed(x, weight, turned), atol=1e-12, rtol=0)
 
 
 def test_every_batch_row_may_have_its_own_rotation() -> None:
     x = random(2, 2, WIDTH, seed=1)
     places = torch.tensor([PLACES[:2], PLACES[2:]])
-    actual = ops.qk_norm_rope(x, None, rope_table(places, HEAD_DIM), HEADS, oracle.EPS)
+    rope = rope_table(places, HEAD_DIM)
+    actual = ops.qk_norm_rope(QkNormRope(x, None, rope, HEADS, oracle.EPS))
     heads = x.unflatten(-1, (HEADS, HEAD_DIM))
     expected = torch.stack(
         [oracle.rotate(heads[0], PLACES[:2]), oracle.rotate(heads[1], PLACES[2:])]
@@ -309,7 +315,7 @@ def test_qk_norm_rope_in_bfloat16() -> None:
     x = random(64, len(PLACES), WIDTH, seed=1, dtype=torch.bfloat16) * 4
     weight = (random(WIDTH, seed=2) + 1).bfloat16()
     rope = rope_table(torch.tensor(PLACES), HEAD_DIM, torch.float32)[:, None]
-    actual = ops.qk_norm_rope(x, weight, rope, HEADS, oracle.EPS)
+    actual = ops.qk_norm_rope(QkNormRope(x, weight, rope, HEADS, oracle.EPS))
     assert actual.dtype == torch.bfloat16
     plain = F.rms_norm(x, (WIDTH,), weight, oracle.EPS).unflatten(-1, (HEADS, HEAD_DIM))
     turns = torch.view_as_complex(rope.permute(1, 2, 3, 0).contiguous())[:, :, None]
@@ -327,7 +333,7 @@ def test_norm_modulate(with_delta: bool, with_gate: bool, with_norm: bool) -> No
     x[0] = x[0] * 1e-3 + 2  # small enough for eps to count, and far from zero mean
     delta[0] *= 1e-3
     gate, scale, shift = (random(3, 1, WIDTH, seed=i) for i in (3, 4, 5))
-    moved, y = ops.norm_modulate(
+    call = NormModulate(
         x,
         delta if with_delta else None,
         gate if with_gate else None,
@@ -336,6 +342,7 @@ def test_norm_modulate(with_delta: bool, with_gate: bool, with_norm: bool) -> No
         oracle.EPS,
         torch.float64,
     )
+    moved, y = ops.norm_modulate(call)
     expected = x + delta * (gate if with_gate else 1.0) if with_delta else x
     torch.testing.assert_close(moved, expected, atol=1e-12, rtol=0)
     if with_norm:
@@ -348,13 +355,22 @@ def test_norm_modulate_keeps_the_residual_wide() -> None:
     x = random(16, 9, WIDTH, seed=1, dtype=torch.float32) * 30
     delta = random(16, 9, WIDTH, seed=2, dtype=torch.bfloat16)
     gate, scale, shift = (random(16, 1, WIDTH, seed=i, dtype=torch.float32) for i in (3, 4, 5))
-    moved, y = ops.norm_modulate(x, delta, gate, scale, shift, oracle.EPS, torch.bfloat16)
+    call = NormModulate(x, delta, gate, scale, shift, oracle.EPS, torch.bfloat16)
+    moved, y = ops.norm_modulate(call)
     assert (moved.dtype, y.dtype) == (torch.float32, torch.bfloat16)
     expected_x = x.double() + delta.double() * gate.double()
     assert relative(moved, expected_x) < 1e-7
     expected = oracle.layer_norm(expected_x) * scale.double() + shift.double()
     plain = (F.layer_norm(expected_x.float(), (WIDTH,), eps=oracle.EPS) * scale + shift).bfloat16()
     assert relative(y, expected) <= 2 * relative(plain, expected)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(ops.Ops)])
+def test_an_operation_takes_one_argument_object_of_its_name(name: str) -> None:
+    call, *others = signature(getattr(ops.REFERENCE, name)).parameters.values()
+    kind = call.annotation
+    assert kind is getattr(ops, name.title().replace("_", "")) and kind._fields
+    assert all(other.default is not other.empty for other in others)
 
 
 def test_the_reference_is_these_four() -> None:

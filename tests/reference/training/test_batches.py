@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.robustness import toy
+from benchmarks.robustness.toy import CONFIG, SIZE, Toy
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.mechanisms.lumosx.binding import word_template
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
@@ -13,8 +15,6 @@ from lumosx_rt.reference.mechanisms.lumosx.structure import structure_of
 from lumosx_rt.reference.training.batches import Batch, batch_at, place
 from lumosx_rt.reference.training.latents import LatentCache, build_cache
 from lumosx_rt.reference.training.recipe import Recipe, Stage, Times
-from tests.helpers import toy
-from tests.helpers.toy import CONFIG, SIZE, Toy
 
 SOURCE = Toy(21)
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.robustness import toy
+from benchmarks.robustness.toy import CONFIG, SIZE, Toy
 from lumosx_rt.reference.backbones.config import PRESETS, LumosXConfig
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.scenes.video_size import VideoSize
@@ -15,8 +17,6 @@ from lumosx_rt.reference.training.loop import batch_loss
 from lumosx_rt.reference.training.optimizer import Optimizer, initialise
 from lumosx_rt.reference.training.precision import trainable
 from lumosx_rt.reference.training.recipe import Recipe, Stage
-from tests.helpers import toy
-from tests.helpers.toy import CONFIG, SIZE, Toy
 
 DATA = Toy(4, kinds=((1, (2, 1)),))
 

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from benchmarks.robustness import toy
+from benchmarks.robustness.toy import CONFIG, SIZE, Toy
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.backbones.wan import LumosX
@@ -19,11 +21,9 @@ from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.training.batches import batch_at
 from lumosx_rt.reference.training.curve import draw_curve
 from lumosx_rt.reference.training.latents import LatentCache, build_cache
-from lumosx_rt.reference.training.loop import Progress, batch_loss, train
+from lumosx_rt.reference.training.loop import TrainingStep, batch_loss, train
 from lumosx_rt.reference.training.optimizer import initialise
 from lumosx_rt.reference.training.recipe import Recipe, Stage, Times
-from tests.helpers import toy
-from tests.helpers.toy import CONFIG, SIZE, Toy
 
 ONE, TWO = Toy(6, name="one"), Toy(4, name="two", fingerprint="other", kinds=((1, (2, 1)),))
 
@@ -56,7 +56,7 @@ class Killed(Exception):
 
 
 def killer(at: int):
-    def progress(told: Progress) -> None:
+    def progress(told: TrainingStep) -> None:
         if told.step == at:
             raise Killed
 
@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on_bit_for_bit(caches, tmp_path: Path, options: dict)
     for at in (0, 2, 4):
         with pytest.raises(Killed):
             train(recipe, tmp_path / "killed", caches=caches, progress=killer(at))
-    told: list[Progress] = []
+    told: list[TrainingStep] = []
     resumed = train(recipe, tmp_path / "killed", caches=caches, progress=told.append)
     assert [line.step for line in told] == [4, 5, 6]
     wanted, got = state_of(tmp_path / "whole"), state_of(tmp_path / "killed")
@@ -195,7 +195,7 @@ def test_weights_to_start_from(caches, tmp_path: Path) -> None:
 
 
 def test_what_is_told(caches, tmp_path: Path) -> None:
-    told: list[Progress] = []
+    told: list[TrainingStep] = []
     recipe = recipe_of(log_every=3)
     train(recipe, tmp_path, caches=caches, progress=told.append)
     assert [line.steps for line in told] == [7] * 7
@@ -219,14 +219,14 @@ def test_two_processes_take_the_step_of_one(caches, tmp_path: Path) -> None:
     """AdamW's first moments after one step are a tenth of the gradient."""
     options = {"optimizer": "adamw", "grad_clip": 1e6, "warm_up": 0, "seed": 2}
     recipe = recipe_of(stage(steps=1, data=TWO, streams=4), **options)
-    told: list[Progress] = []
+    told: list[TrainingStep] = []
     train(recipe, tmp_path / "alone", caches=caches, progress=told.append)
     script = f"""
 import torch
 from lumosx_rt.reference.training.latents import LatentCache
 from lumosx_rt.reference.training.recipe import Recipe, Stage
 from lumosx_rt.reference.training.loop import train
-from tests.helpers.toy import CONFIG, SIZE, Toy
+from benchmarks.robustness.toy import CONFIG, SIZE, Toy
 torch.set_num_threads(1)
 data = Toy(4, name="two", fingerprint="other", kinds=((1, (2, 1)),))
 one = Stage(name="first", steps=1, data=data, streams=4, seeds=2)

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.robustness.toy import CONFIG, SIZE, Toy
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.training.optimizer import Average, Optimizer, ema_decay, initialise
 from lumosx_rt.reference.training.recipe import Recipe, Stage
 from tests.helpers.budget import assert_within_budget
-from tests.helpers.toy import CONFIG, SIZE, Toy
 
 
 def test_initial_weights() -> None:

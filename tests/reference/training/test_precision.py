@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from benchmarks.robustness import toy
+from benchmarks.robustness.toy import CONFIG, SIZE, Toy
 from lumosx_rt.reference.backbones import ops
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.training.batches import batch_at
@@ -12,8 +14,6 @@ from lumosx_rt.reference.training.loop import batch_loss
 from lumosx_rt.reference.training.optimizer import initialise
 from lumosx_rt.reference.training.precision import attend_by_products, trainable
 from lumosx_rt.reference.training.recipe import Recipe, Stage
-from tests.helpers import toy
-from tests.helpers.toy import CONFIG, SIZE, Toy
 
 DATA = Toy(4, kinds=((1, (2, 1)),))
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.robustness import toy
+from benchmarks.robustness.toy import SIZE, OwnLooks, Toy
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.mechanisms.lumosx.binding import bind_scene
 from lumosx_rt.reference.scenes.clips import read_clip, write_clip
@@ -19,8 +21,6 @@ from lumosx_rt.reference.training.augment import augment_scene
 from lumosx_rt.reference.training.latents import LatentCache, build_cache
 from lumosx_rt.reference.training.recipe import AugmentedSource
 from lumosx_rt.reference.training.sources import FolderSource, Source
-from tests.helpers import toy
-from tests.helpers.toy import SIZE, OwnLooks, Toy
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ import torch
 import lumosx_rt as rt
 from lumosx_rt.artifact.manifest import GRAPH, FileRecord, read_manifest, record_files
 from lumosx_rt.backends.common.devices import PROVIDERS
-from lumosx_rt.backends.loading import load_backend
 from lumosx_rt.backends.onnxruntime.providers import NAMES, serving_of
+from lumosx_rt.backends.table import load_backend
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.sampling.eager import EagerBackend

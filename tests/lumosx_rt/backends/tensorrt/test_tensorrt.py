@@ -18,8 +18,8 @@ import lumosx_rt as rt
 from lumosx_rt.artifact import user_cache as cache
 from lumosx_rt.artifact.manifest import PLAN, path_problems, read_manifest, record_files
 from lumosx_rt.artifact.report import read_report
-from lumosx_rt.backends import loading
-from lumosx_rt.backends.compiler import compiler_of
+from lumosx_rt.backends.table import compiler_of
+from lumosx_rt.backends.tensorrt import room
 from lumosx_rt.backends.tensorrt.run import TensorRtBackend
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.onnx import opaque_nodes as plugin
@@ -42,7 +42,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(cuda_stream=STREAM))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(loading, "TensorRtBackend", partial(TensorRtBackend, device="cpu"))
+    monkeypatch.setattr(room, "TensorRtBackend", partial(TensorRtBackend, device="cpu"))
 
     def capability(*numbers: int) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: numbers)

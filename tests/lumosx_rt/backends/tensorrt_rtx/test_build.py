@@ -19,7 +19,7 @@ from lumosx_rt.artifact.manifest import (
     record_files,
 )
 from lumosx_rt.artifact.report import read_report
-from lumosx_rt.backends.compiler import compiler_of
+from lumosx_rt.backends.table import compiler_of
 from lumosx_rt.backends.tensorrt_rtx.compile import TARGETS
 from lumosx_rt.calibration.formats import FORMATS
 from lumosx_rt.export.limits import Limits
@@ -278,10 +278,12 @@ def test_what_is_asked_for_is_what_the_compiler_makes():
     assert (plain.precision, plain.device["targets"]) == ("bf16", "sm_89,sm_120")
     asked = compiler_of(
         "tensorrt-rtx",
-        "fp16",
-        targets=" sm_80, sm_86,sm_80",
-        max_seeds=2,
-        max_size=rt.VideoSize(5, 32, 48),
+        {
+            "precision": "fp16",
+            "targets": " sm_80, sm_86,sm_80",
+            "max_seeds": 2,
+            "max_size": rt.VideoSize(5, 32, 48),
+        },
     )
     assert asked.device["targets"] == "sm_80,sm_86" and asked.precision == "fp16"
     released = {"frames": 81, "height": 480, "width": 832}

@@ -28,7 +28,7 @@ BRIEF = Course(
 def made(tmp_path_factory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("course")
     parts: list[str] = []
-    bundle = BRIEF.run(folder, processes=1, told=lambda part, *rest: parts.append(part))
+    bundle = BRIEF.run(folder, processes=1, progress=lambda part, *rest: parts.append(part))
     return bundle, parts
 
 
@@ -51,7 +51,7 @@ def test_the_bundle_has_all_four_parts(made):
 def test_a_finished_course_does_nothing(made):
     bundle, _ = made
     again: list[str] = []
-    assert BRIEF.run(bundle.parent, told=lambda part, *rest: again.append(part)) == bundle
+    assert BRIEF.run(bundle.parent, progress=lambda part, *rest: again.append(part)) == bundle
     assert not again
 
 
