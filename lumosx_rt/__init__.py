@@ -13,7 +13,9 @@ Names are imported when they are first used, so `import lumosx_rt` stays instant
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from lumosx_rt.reference.version import VERSION
+
+__version__ = VERSION
 
 if TYPE_CHECKING:
     from lumosx_rt.artifact.certificate import NotVerified as NotVerified

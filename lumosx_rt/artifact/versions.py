@@ -4,13 +4,13 @@ import platform
 
 import torch
 
-from lumosx_rt import __version__
+from lumosx_rt.reference.version import VERSION
 
 
 def versions(**others: str) -> dict[str, str]:
     """lumosx-rt, torch and Python, and what else is named."""
     return {
-        "lumosx_rt": __version__,
+        "lumosx_rt": VERSION,
         "torch": torch.__version__.split("+")[0],
         **others,
         "python": platform.python_version(),

@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lumosx_rt import __version__
 from lumosx_rt.artifact.certificate import certify_binding
 from lumosx_rt.artifact.manifest import MANIFEST
 from lumosx_rt.backends.common.devices import Provider
@@ -22,6 +21,7 @@ from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import replacing, write_atomically
 from lumosx_rt.reference.progress import Progress, Report, quiet
 from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy
+from lumosx_rt.reference.version import VERSION
 from lumosx_rt.reference.world.scene_lists import BINDING, BINDING_CI, FOUR
 
 SUITES = ("binding", "stills", "vae-ceiling", "speed")
@@ -99,7 +99,7 @@ def benchmark(
         if suite == "vae-ceiling"
         else sampled(path, sampling, components, provider, trust, lossy)
     )
-    identity = identity_of(suite, chosen, maker.identity | {"lumosx_rt": __version__})
+    identity = identity_of(suite, chosen, maker.identity | {"lumosx_rt": VERSION})
     if against is not None:
         _check_comparable(identity, against)
     stories = chosen.stories[:scenes]

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 
-from lumosx_rt import __version__
 from lumosx_rt.artifact.source import CheckpointSource
 from lumosx_rt.calibration.calibration_file import Calibration, Site, scales_of
 from lumosx_rt.calibration.ledger import Ledger
@@ -51,6 +50,7 @@ from lumosx_rt.reference.packages import require
 from lumosx_rt.reference.progress import Progress, Report, quiet
 from lumosx_rt.reference.sampling.request import Request
 from lumosx_rt.reference.scenes.video_size import VideoSize
+from lumosx_rt.reference.version import VERSION
 
 BUDGET = 20.0  # dB of the velocity in its worst timestep bin
 SENSITIVE = 6  # scenes that sensitivity is measured on
@@ -137,7 +137,7 @@ class Run:
         dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         self.model: LumosX = recast(source.load(), dtype, device)
         self.versions = {
-            "lumosx-rt": __version__,
+            "lumosx-rt": VERSION,
             "torch": torch.__version__,
             "nvidia-modelopt": modelopt_version(),
         }

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-from lumosx_rt import __version__
 from lumosx_rt.cli.bench import bench
 from lumosx_rt.cli.build import build
 from lumosx_rt.cli.calibrate import calibrate
@@ -19,6 +18,7 @@ from lumosx_rt.cli.generate import generate
 from lumosx_rt.cli.inspect import inspect
 from lumosx_rt.cli.train import train
 from lumosx_rt.cli.verify import verify
+from lumosx_rt.reference.version import VERSION
 
 COMMANDS: tuple[Callable[..., Any], ...] = (
     build,
@@ -49,7 +49,7 @@ def program(commands: Sequence[Callable[..., Any]] = COMMANDS) -> typer.Typer:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(__version__)
+        print(VERSION)
         raise typer.Exit
 
 

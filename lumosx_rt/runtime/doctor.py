@@ -7,8 +7,8 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from lumosx_rt import __version__
 from lumosx_rt.artifact import user_cache as cache
+from lumosx_rt.reference.version import VERSION
 
 PACKAGES = (
     "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "diffusers",
@@ -20,7 +20,7 @@ PACKAGES = (
 def examine() -> dict[str, Any]:
     """Versions, machine, devices, and `problems`: what is missing, each with how to fix it."""
     facts: dict[str, Any] = {
-        "lumosx_rt": __version__,
+        "lumosx_rt": VERSION,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "cpus": _cpus(),

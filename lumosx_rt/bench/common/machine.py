@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-import lumosx_rt
+from lumosx_rt.reference.version import VERSION
 
 LIBRARIES = (
     *("torch", "triton", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy"),
@@ -26,7 +26,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "lumosx_rt": lumosx_rt.__version__,
+        "lumosx_rt": VERSION,
         **{name: found for name in LIBRARIES if (found := _version(name))},
     }
     if torch.cuda.is_available():
@@ -51,7 +51,7 @@ def usable_cores() -> int:
 
 def code_digest() -> str:
     """Of all Python files of this package, twelve letters."""
-    root = Path(lumosx_rt.__file__).parent
+    root = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for file in sorted(
         Path(base, name)
