@@ -166,7 +166,7 @@ def test_at_full_size_every_case_has_a_name_of_its_own(bare) -> None:
     code = """
 import sys
 from pathlib import Path
-from benchmarks.hopper import scale, worker
+from benchmarks.gpu import scale, worker
 from benchmarks.gpu.cases import Bench
 bench = Bench(scale.full(), "", Path(), lambda stage: [])
 for stage, cases in worker.STAGES.items():

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[3]
 HEAD = """
 import json, os, sys, time
 from pathlib import Path
-from benchmarks import kills
+from benchmarks.robustness import kills
 place = Path(sys.argv[1])
 os.environ["LUMOSX_CACHE"] = str(place / "cache")
 quiet = lambda line: None

@@ -256,7 +256,7 @@ def test_what_is_made_is_made_once_and_only_whole(tmp_path, monkeypatch) -> None
         side_by_side.made_file(SMALL, made[0])
     for _ in range(2):
         assert side_by_side.made_file(SMALL, made[0]).read_text() == "graph"
-    assert len(commands) == 2 and commands[0][2:5] == ["--make", "small", made[0].name]
+    assert len(commands) == 2 and commands[0][3:6] == ["--make", "small", made[0].name]
     folders = {side_by_side.made_folder(SMALL, v) for v in made}
     assert len(folders) == len(made)
     wider = replace(SMALL, config=replace(SMALL.config, ffn_dim=128))

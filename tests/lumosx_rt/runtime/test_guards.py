@@ -220,7 +220,7 @@ def test_latents_spoiled_at_any_step_are_caught_at_the_next(
 def test_what_encoders_spoil_is_caught_before_any_step(micro_engine, monkeypatch, fault):
     calls = fault()
     for part, broken, said in (
-        ("text_encoder", "encode", "text encoder's embeddings of the prompt"),
+        ("text_encoder", "embed", "text encoder's embeddings of the prompt"),
         ("vae", "encode_images", "VAE's latents of the references"),
     ):
         engine = rt.Engine(micro_engine.folder, micro_engine.manifest, micro_engine.backend)
