@@ -11,7 +11,8 @@
 
 Rows are appended to OUT/rows.jsonl at once. What stands there for the same GPU, software, code and
 tiles is not measured again (--again does), so a run that is cut off goes on where it was. Each
-stage has --minutes; one that runs out names the rows it misses. Needs torch, triton and numpy.
+stage has --minutes; one that runs out names the rows it misses. Needs torch, triton, numpy,
+pillow and safetensors.
 """
 
 import argparse

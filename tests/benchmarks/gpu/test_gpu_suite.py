@@ -61,8 +61,8 @@ def requirements(*names: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    """An environment in which Python finds torch, triton, numpy, what those need, and the suite."""
-    kept = requirements("torch", "triton", "numpy")
+    """An environment in which Python finds only what the suite says it needs."""
+    kept = requirements("torch", "triton", "numpy", "pillow", "safetensors")
     tops = importlib.metadata.packages_distributions()
     allowed = {
         top
