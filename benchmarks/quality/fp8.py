@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lumosx_rt.bench.common.makers import MakeClip, Sampling, reference_engine
+from lumosx_rt.bench.common.makers import MakeClip, Sampling, final_latents, reference_engine
 from lumosx_rt.bench.quality.suite import Result, identity_of, run_suite
 from lumosx_rt.bench.quality.table import as_text, compare, summarise
 from lumosx_rt.bench.run import LISTS
@@ -33,9 +33,6 @@ from lumosx_rt.calibration.sensitivity import decibels
 from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.files import replacing, write_atomically
 from lumosx_rt.reference.sampling.eager import EagerBackend
-from lumosx_rt.reference.scenes.video_size import VideoSize
-from lumosx_rt.reference.world import draw
-from lumosx_rt.reference.world.scenes import scene_of
 from lumosx_rt.reference.world.story import Story
 from lumosx_rt.runtime.engine import Engine
 
@@ -64,18 +61,10 @@ def maker(engine: Engine, sampling: Sampling, folder: Path) -> MakeClip:
     """Clips, their final latents kept as folder/NAME.npy, float32 [seeds, channels, ...]."""
 
     def make_clip(told: Story) -> NDArray[np.uint8]:
-        request = engine.prepare(
-            scene_of(told),
-            size=VideoSize(sampling.frames, draw.HEIGHT, draw.WIDTH),
-            seeds=(told.seed,),
-            steps=sampling.steps,
-            shift=sampling.shift,
-            guidance=sampling.guidance,
-        )
-        *_, last = engine.sample(request)
+        latents = final_latents(engine, sampling, told)
         with replacing(folder / f"{told.name}.npy") as temporary, temporary.open("wb") as file:
-            np.save(file, last.latents.numpy())
-        return engine.vae.decode_frames_uint8(last.latents[0])
+            np.save(file, latents[None].numpy())
+        return engine.vae.decode_frames_uint8(latents)
 
     return make_clip
 

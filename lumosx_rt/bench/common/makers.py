@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lumosx_rt.artifact.manifest import MANIFEST, Manifest, read_manifest
 from lumosx_rt.artifact.source import ENCODERS, CheckpointSource, encoders_of
@@ -91,18 +92,23 @@ def by_engine(engine: Engine, sampling: Sampling) -> MakeClip:
     """Clips as an engine samples them; a flat one is kept, to be judged as it is."""
 
     def make_clip(told: Story) -> NDArray[np.uint8]:
-        request = engine.prepare(
-            scene_of(told),
-            size=VideoSize(sampling.frames, draw.HEIGHT, draw.WIDTH),
-            seeds=(told.seed,),
-            steps=sampling.steps,
-            shift=sampling.shift,
-            guidance=sampling.guidance,
-        )
-        *_, last = engine.sample(request)
-        return engine.vae.decode_frames_uint8(last.latents[0])
+        return engine.vae.decode_frames_uint8(final_latents(engine, sampling, told))
 
     return make_clip
+
+
+def final_latents(engine: Engine, sampling: Sampling, told: Story) -> Tensor:
+    """Sample one scene; returns float32 [channels, frames, rows, columns]."""
+    request = engine.prepare(
+        scene_of(told),
+        size=VideoSize(sampling.frames, draw.HEIGHT, draw.WIDTH),
+        seeds=(told.seed,),
+        steps=sampling.steps,
+        shift=sampling.shift,
+        guidance=sampling.guidance,
+    )
+    *_, last = engine.sample(request)
+    return last.latents[0]
 
 
 def vae_alone(path: Path, components: Path | None = None) -> Maker:
