@@ -39,7 +39,7 @@ BUCKETS = (2, 4)
 
 @pytest.fixture(scope="module")
 def planned(micro_bundle, scales, shared):
-    """A plan a bucket; the graph that they are made of is kept in `fp8-graph`."""
+    """A plan a bucket (minutes); the graph that they are made of is kept in `fp8-graph`."""
     pytest.importorskip("tensorrt_rtx")
     export = fp8_plans.export_onnx
 
@@ -232,6 +232,7 @@ def test_a_package_in_fp8(micro_bundle, scales, shared):
 # -- tensorrt-rtx ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_checkpoint_becomes_a_plan_for_each_bucket(planned):
     manifest = read_manifest(planned.folder)
     check_files(planned.folder, manifest)
@@ -256,6 +257,7 @@ def test_a_checkpoint_becomes_a_plan_for_each_bucket(planned):
     assert "| 30 | 2 |" in told
 
 
+@pytest.mark.slow
 def test_slots_beyond_the_keys_change_nothing_and_missing_ones_do(graph, micro_bundle, tmp_path):
     model = load_transformer(micro_bundle)
     given = model_inputs(model.config, [SceneLayout.from_key("2x2x3+1+2.1")], 2, seed=3)
@@ -276,6 +278,7 @@ def test_slots_beyond_the_keys_change_nothing_and_missing_ones_do(graph, micro_b
     assert 1e-3 < relative_error(right, reference) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["softmax", "product"])
 def test_a_plan_without_its_8_bits_is_refused(graph, tmp_path, monkeypatch, fault):
     trt = pytest.importorskip("tensorrt_rtx")
@@ -339,6 +342,7 @@ def test_a_call_goes_to_the_first_plan_that_it_fits_in():
     assert "--buckets 4,16,17" in refusal(backend.bind, asked(17))
 
 
+@pytest.mark.slow
 def test_a_scene_beyond_the_last_bucket_is_refused(planned, micro_bundle):
     from lumosx_rt.runtime.engine import Engine
 
@@ -348,6 +352,7 @@ def test_a_scene_beyond_the_last_bucket_is_refused(planned, micro_bundle):
     assert "6" in refusal(engine.prepare, scene, size=SIZE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["missing", "strange"])
 def test_every_plan_has_to_be_there_and_made_here(planned, copied, own_cache, monkeypatch, fault):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
