@@ -23,7 +23,7 @@ def gate(tmp_path: Path, *arguments: str, tiles: dict | None = None) -> tuple[in
         patched = (
             "import runpy, sys, pathlib; import lumosx_rt.kernels.tiles as t; "
             f"t.FILE = pathlib.Path({str(tmp_path / 'tiles.json')!r}); "
-            f"sys.argv = {command[1:]!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+            f"sys.argv = {command[2:]!r}; runpy.run_module(sys.argv[0], run_name='__main__')"
         )
         command = [sys.executable, "-c", patched]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -43,7 +43,7 @@ def test_the_help_of_each_command_shows_an_example_that_parses(run, command, mon
 
 def test_all_commands_are_listed_without_importing_torch():
     code = (
-        "import sys; sys.argv = ['lumosx-rt', '--help']; from lumosx_rt.cli import main\n"
+        "import sys; sys.argv = ['lumosx-rt', '--help']; from lumosx_rt.cli.main import main\n"
         "try: main()\n"
         "finally: print('heavy:', sorted({'torch', 'triton', 'onnx', 'av'} & set(sys.modules)))"
     )
