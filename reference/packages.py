@@ -5,6 +5,7 @@ absent.
 is an extra (pyproject.toml), asked for before any long work by `require`.
 """
 
+import sys
 from importlib.util import find_spec
 
 from lumosx_rt.reference.errors import LumosXError
@@ -26,9 +27,14 @@ EXPORT = ("onnx", "onnx_ir", "onnxscript")
 """What writes an ONNX graph."""
 
 
+def is_installed(module: str) -> bool:
+    """Tell whether a module is there, without importing it."""
+    return sys.modules.get(module) is not None or find_spec(module) is not None
+
+
 def require(purpose: str, *modules: str) -> None:
     """Raise LumosXError if a module is not installed; it names all that are absent, and extras."""
-    absent = [module for module in modules if find_spec(module) is None]
+    absent = [module for module in modules if not is_installed(module)]
     if absent:
         extras = ",".join(dict.fromkeys(EXTRAS[module] for module in absent))
         hint = " ([cuda] in place of [cpu] for a GPU)" if "cpu" in extras.split(",") else ""

@@ -1,5 +1,8 @@
 """A calibration's trade-off as a picture: quality of the velocity over the work in FP8."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from PIL import Image
 
 from lumosx_rt.calibration.calibration_file import Calibration
@@ -11,11 +14,10 @@ def front_picture(found: Calibration) -> Image.Image:
     chosen = found.measured["chosen"]
     front = [p for p in found.measured["front"] if p["share"] > 0] or [chosen]
 
-    def point(kind: str, label: str, entry: dict[str, float | list[float]]) -> Measured:
-        share, sqnr = entry["share"], entry["sqnr"]
-        assert isinstance(share, float | int) and isinstance(sqnr, list)
+    def point(kind: str, label: str, entry: dict[str, Any]) -> Measured:
+        sqnr: Sequence[float] = entry["sqnr"]  # of every timestep bin
         worst, best = min(sqnr), max(sqnr)
-        return Measured(kind, label, 100 * share, worst, worst, best if label else worst)
+        return Measured(kind, label, 100 * entry["share"], worst, worst, best if label else worst)
 
     points = [point("measured", "", entry) for entry in front]
     points.append(point("chosen", f"chosen: {100 * chosen['share']:.1f} %", chosen))

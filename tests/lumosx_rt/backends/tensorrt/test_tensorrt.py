@@ -212,8 +212,8 @@ def test_only_plans_of_one_name_may_be_listed():
     "wrong, said",
     [
         ({"targets": "sm_90"}, ["targets", "this machine", "tensorrt-rtx"]),
-        ({"opset": 20}, ["opset", "leave them away"]),
-        ({"device": "cuda"}, ["device", "leave them away"]),
+        ({"opset": 20}, ["opset", "leave it away"]),
+        ({"device": "cuda"}, ["device", "leave it away"]),
         ({"buckets": "4"}, ["buckets", "tensorrt-rtx"]),
         ({"precision": "fp32"}, ["'fp32'", "bf16 or fp16", "--backend torch"]),
         ({"precision": "fp8"}, ["'fp8'", "torch or tensorrt-rtx"]),
@@ -277,4 +277,4 @@ def test_doctor_knows_it(run, world, monkeypatch):
 
 def test_the_command_line_knows_it(run):
     text = " ".join(run("build", "--help").stdout.split())
-    assert "tensorrt (a plan for the GPU here)" in text
+    assert "tensorrt (a plan for this machine's GPU)" in text

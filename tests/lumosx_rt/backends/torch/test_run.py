@@ -128,9 +128,9 @@ def test_requests_do_not_disturb_each_other(compiled_engine, model):
 def test_inputs_that_contradict_each_other_never_reach_compiled_code(compiled_engine, model):
     latents, _, given = example(model, "several seeds")
     for wrong in (
-        replace(given, template=given.template[:, :-1]),
-        replace(given, text=given.text[:, :-1]),
-        replace(given, references=given.references.flatten(0, 1)),
+        given.changed(template=given.tensors["template"][:, :-1]),
+        given.changed(text=given.tensors["text"][:, :-1]),
+        given.changed(references=given.tensors["references"].flatten(0, 1)),
         replace(given, shape=(2, *latents.shape[1:])),
     ):
         with pytest.raises(LumosXError, match="got shape"):
