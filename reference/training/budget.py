@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.mechanisms.lumosx.structure import Structure, structure_of
-from lumosx_rt.reference.training.precision import ops_of, trainable
+from lumosx_rt.reference.scenes.video_size import VideoSize
+from lumosx_rt.reference.training.precision import in_precision, ops_of
 from lumosx_rt.reference.training.recipe import Recipe, Stage
 
 FLOAT_BYTES = 4
@@ -162,8 +165,11 @@ def _cost(
     frames, rows, columns = recipe.size.grid
     frames = stage.latent_frames or frames
     layout = SceneLayout(video_frames=frames, height=rows, width=columns, lone=references)
-    structure = structure_of([layout] * streams, recipe.model.head_dim)
-    runs = {n: _forward(recipe, n, structure, seeds, device) for n in (2, 3)}
+    models = {n: replace(recipe.model, num_layers=n) for n in (2, 3)}
+    runs = {
+        n: _forward(model, recipe.bf16, (layout,) * streams, seeds, recipe.size, device)
+        for n, model in models.items()
+    }
     block, block_flop = (runs[3][i] - runs[2][i] for i in range(2))
     more = recipe.model.num_layers - 2
     kept, flop = (runs[2][i] + more * d for i, d in enumerate((block, block_flop)))
@@ -176,18 +182,23 @@ def _cost(
     return kept, checkpointed, passes * flop, tokens
 
 
+@cache
 def _forward(
-    recipe: Recipe, layers: int, structure: Structure, seeds: int, device: str
+    config: LumosXConfig,
+    bf16: bool,
+    layouts: tuple[SceneLayout, ...],
+    seeds: int,
+    size: VideoSize,
+    device: str,
 ) -> tuple[int, int]:
     """Bytes kept and operations of one forward pass, on tensors without memory."""
-    recipe = replace(recipe, model=replace(recipe.model, num_layers=layers), checkpointing=False)
-    config = recipe.model
+    structure = structure_of(layouts, config.head_dim)
     streams, references = structure.group_inverse.shape
     frames = structure.rope_video.shape[1]
-    _, rows, columns = recipe.size.latent
+    _, rows, columns = size.latent
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = trainable(recipe)
-        model.ops = ops_of(recipe, device)
+        model = in_precision(config, bf16, "cpu")
+        model.ops = ops_of(bf16, device)
         x = torch.empty(streams, seeds, config.in_dim, frames, rows, columns)
         text = torch.empty(streams, config.text_len, config.text_dim)
         pictures = torch.empty(streams, references, config.in_dim, rows, columns)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.ops import REFERENCE, Ops, cross_attention, self_attention
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.training.recipe import Recipe
@@ -14,20 +15,26 @@ from lumosx_rt.reference.training.recipe import Recipe
 def trainable(recipe: Recipe, device: torch.device | str = "cpu") -> LumosX:
     """A LumosX model, not initialised; linears and attention of its blocks run in bfloat16, and
     blocks are recomputed in the backward pass, where the recipe says so. The rest is float32."""
-    model = LumosX(recipe.model, ops=ops_of(recipe, device))
-    for block in model.blocks:
-        forward = block.forward
-        if recipe.bf16:
-            forward = torch.autocast(torch.device(device).type, torch.bfloat16)(forward)
-        if recipe.checkpointing:
-            forward = partial(checkpoint, forward, use_reentrant=False)
-        block.forward = forward
+    model = in_precision(recipe.model, recipe.bf16, device)
+    if recipe.checkpointing:
+        for block in model.blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     return model
 
 
-def ops_of(recipe: Recipe, device: torch.device | str) -> Ops:
-    """The operations that a recipe is trained with on a device."""
-    return _BY_PRODUCTS if recipe.bf16 and torch.device(device).type == "cpu" else REFERENCE
+def in_precision(config: LumosXConfig, bf16: bool, device: torch.device | str) -> LumosX:
+    """A LumosX model, not initialised, whose blocks run in bfloat16 or in float32."""
+    model = LumosX(config, ops=ops_of(bf16, device))
+    if bf16:
+        for block in model.blocks:
+            cast = torch.autocast(torch.device(device).type, torch.bfloat16)
+            block.forward = cast(block.forward)
+    return model
+
+
+def ops_of(bf16: bool, device: torch.device | str) -> Ops:
+    """The operations that blocks are trained with on a device."""
+    return _BY_PRODUCTS if bf16 and torch.device(device).type == "cpu" else REFERENCE
 
 
 def attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

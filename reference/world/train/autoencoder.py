@@ -98,6 +98,8 @@ class Lesson:
     seed: int = 0
     pool: tuple[int, int] = (800, 6000)
     """Clips and pictures to draw from."""
+    batch: tuple[int, int] = (16, 2)
+    """Pictures, or clips, of a step."""
     save_every: int = 100
 
     def rate(self, step: int) -> float:
@@ -118,13 +120,14 @@ def train_autoencoder(
     uninterrupted one.
     """
     pictures = Pictures(lesson.seed, *lesson.pool)
+    still = lesson.shown == "pictures"
+    draw, count = pictures.images if still else pictures.moving, lesson.batch[not still]
     trained = Trained(model, lesson)
     if file.is_file():
         trained.load(file)
-    still = lesson.shown == "pictures"
     for step in range(trained.step, lesson.steps):
         torch.manual_seed(lesson.seed << 32 | step)
-        batch = pictures.images(step, 16) if still else pictures.moving(step, 2)
+        batch = draw(step, count)
         with torch.autocast("cpu", torch.bfloat16), planar(model) if still else nullcontext():
             pixels, latents = reconstruct(model, batch, LATENT_NOISE)
         error = pixels.float() - batch
