@@ -1,7 +1,7 @@
 """Shared by all tests: a cache of their own, one thread, and five engines that are built once.
 
-    tiny      preset tiny with random weights, as `build` makes it without a checkpoint
     micro     two layers of 48 channels, built from a bundle with a text encoder, tokenizer and VAE
+    drawn     the same weights, as `build` draws them for the preset tiny, which is as small here
     compiled  the same checkpoint for the backend torch, on a CPU
     planned   the same checkpoint for the backend tensorrt-rtx, which only a GPU could run
     fp8_engine    the same checkpoint for onnxruntime in FP8, by `scales` observed on noise
@@ -59,7 +59,10 @@ def surroundings(shared):
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    from lumosx_rt.reference.backbones.config import PRESETS
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "tiny", micro_config())
         patch.setenv("LUMOSX_CACHE", str(shared / "cache"))
         patch.setenv("TOKENIZERS_PARALLELISM", "false")
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -92,10 +95,12 @@ def one_at_a_time(lock: Path):
 
 def built(folder: Path, checkpoint: Path | None, **options) -> Built:
     import lumosx_rt as rt
+    from tests.helpers.tracing import few_layers
 
     lines: list[str] = []
     told = folder.with_name(f"{folder.name}.told.json")
-    with one_at_a_time(folder.with_name(f"{folder.name}.lock")), pytest.MonkeyPatch.context() as on:
+    lock = folder.with_name(f"{folder.name}.lock")
+    with one_at_a_time(lock), pytest.MonkeyPatch.context() as on, few_layers():
         if told.exists():  # by another worker
             return Built(folder, *json.loads(told.read_text()))
         on.setattr(platform, "node", lambda: HOST)
@@ -106,17 +111,12 @@ def built(folder: Path, checkpoint: Path | None, **options) -> Built:
     return Built(folder, lines, printed.getvalue())
 
 
-@pytest.fixture(scope="session")
-def tiny(surroundings, shared):
-    """The build of preset tiny: self-contained, random weights."""
-    return built(shared / "tiny", None, preset="tiny")
+def micro_config():
+    """Two layers, and words so loud that to lose them shows in random weights too."""
+    from lumosx_rt.reference.backbones.config import LumosXConfig
 
-
-@pytest.fixture(scope="session")
-def tiny_engine(tiny):
-    import lumosx_rt as rt
-
-    return rt.load(tiny.folder, provider="cpu")
+    sizes = {"dim": 48, "ffn_dim": 96, "num_heads": 3, "num_layers": 2}
+    return LumosXConfig(**sizes, text_dim=64, text_len=256, mcam_ratio=8.0)
 
 
 @pytest.fixture(scope="session")
@@ -124,12 +124,10 @@ def micro_bundle(surroundings, shared):
     """A checkpoint in diffusers folders, of all four parts."""
     from lumosx_rt.artifact.defaults import SMALL
     from lumosx_rt.artifact.source import random_transformer
-    from lumosx_rt.reference.backbones.config import LumosXConfig
     from lumosx_rt.reference.backbones.saving import save_bundle
     from lumosx_rt.reference.encoders.random import random_components
 
-    folder = shared / "micro-bundle"
-    config = LumosXConfig(dim=48, ffn_dim=96, num_heads=3, num_layers=2, text_dim=64, text_len=256)
+    folder, config = shared / "micro-bundle", micro_config()
     with one_at_a_time(folder.with_name("micro-bundle.lock")):
         if not folder.exists():
             text_encoder, tokenizer, vae = random_components(0)
@@ -155,6 +153,24 @@ def micro_engine(micro):
     import lumosx_rt as rt
 
     return rt.load(micro.folder, provider="cpu")
+
+
+@pytest.fixture(scope="session")
+def drawn(micro, shared):
+    """The build of the preset tiny: self-contained, the same random weights; not exported again,
+    and compared with the reference as every build is."""
+    from lumosx_rt.export.onnx import graph
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "export_onnx", Replay(micro.folder))
+        return built(shared / "drawn", None, preset="tiny")
+
+
+@pytest.fixture(scope="session")
+def drawn_engine(drawn):
+    import lumosx_rt as rt
+
+    return rt.load(drawn.folder, provider="cpu")
 
 
 @pytest.fixture(scope="session")

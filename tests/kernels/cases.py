@@ -6,6 +6,7 @@ docs/spec.md
 its type (tests/helpers/budget.py).
 """
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -23,6 +24,19 @@ LAYOUTS = {
     "visibility on and off": ["2x5x7+1+2+novis", "2x5x7+1+2"],
 }
 HALF = [torch.bfloat16, torch.float16]
+# the interpreter takes seconds for each; what tells most is quick, every other pair is slow
+_QUICK = {
+    (torch.float32, "groups of one to four"),
+    (torch.bfloat16, "streams with their own groups"),
+    (torch.bfloat16, "visibility on and off"),
+}
+SWEEP = [
+    pytest.param(
+        dtype, name, id=f"{dtype}-{name}", marks=[] if (dtype, name) in _QUICK else pytest.mark.slow
+    )
+    for dtype in (torch.float32, torch.bfloat16)
+    for name in LAYOUTS
+]
 
 
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:

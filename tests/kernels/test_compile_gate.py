@@ -31,7 +31,9 @@ def gate(tmp_path: Path, *arguments: str, tiles: dict | None = None) -> tuple[in
     return done.returncode, json.loads(out.read_text())["rows"]
 
 
-@pytest.mark.parametrize("sm", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "sm", [pytest.param(sm, marks=[] if sm == 90 else pytest.mark.slow) for sm in ARCHITECTURES]
+)
 @pytest.mark.parametrize(
     ("which", "least"),
     [(["--released"], 7), pytest.param([], 30, marks=pytest.mark.slow)],

@@ -18,13 +18,8 @@ from tests.reference.test_golden import TOLERANCE, ModelCase, error
 E4M3, BF16 = torch.float8_e4m3fn, torch.bfloat16
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("model_c01_bg_only.npz", marks=pytest.mark.slow),
-        "model_c03_face_2attr.npz",
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["model_c01_bg_only.npz", "model_c03_face_2attr.npz"])
 def test_the_fused_model_reproduces_the_released_one(name: str) -> None:
     case = ModelCase(name)
     case.model.ops = fused_ops((9, 0), head_dim=case.model.config.head_dim)
@@ -70,6 +65,7 @@ def test_the_fused_model_in_bfloat16_errs_at_most_twice_as_much_as_plain_torch()
     assert 1e-4 < plain and fused <= 2 * plain
 
 
+@pytest.mark.slow
 def test_the_model_in_e4m3() -> None:
     """8-bit products in attention and in every linear of the blocks: near, but not as near."""
     exact, model = models(BF16)

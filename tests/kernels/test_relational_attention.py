@@ -15,7 +15,7 @@ from lumosx_rt.kernels.relational_attention import (
 from lumosx_rt.reference.backbones import ops
 from lumosx_rt.reference.backbones.ops import QKV, SelfAttention
 from tests.helpers.budget import assert_gradients_within_budget, assert_within_budget, relative
-from tests.kernels.cases import HALF, LAYOUTS, Case
+from tests.kernels.cases import HALF, SWEEP, Case
 
 
 def exact(case: Case) -> tuple[Tensor, Tensor]:
@@ -24,9 +24,8 @@ def exact(case: Case) -> tuple[Tensor, Tensor]:
     return out[0], out[1]
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_relational_attention(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype, name", SWEEP)
+def test_relational_attention(dtype: torch.dtype, name: str) -> None:
     case = Case(name, dtype)
     found = relational_attention(case.self_attention)
     plain = ops.self_attention(case.self_attention)
@@ -61,7 +60,7 @@ def test_another_grouping_gives_another_answer() -> None:
 
 
 def test_the_last_block_needs_no_condition_queries() -> None:
-    case = Case("streams with their own groups")
+    case = Case("frames of one tile")
     video, condition = relational_attention(case.silent())
     assert condition is None
     plain = ops.self_attention(case.silent())[0]
@@ -69,7 +68,7 @@ def test_the_last_block_needs_no_condition_queries() -> None:
 
 
 def test_log_sums_join_attention_over_parts() -> None:
-    case = Case("streams with their own groups")
+    case = Case("groups of one to four")
     out, _, lse = relational_attention_lse(case.self_attention)
     assert case.video.q is not None
     keys = torch.cat([case.video.k, ops.over_seeds(case.condition.k, case.seeds)], 1)
@@ -150,7 +149,9 @@ def segments(case: Case, stream: int, video: bool) -> list[tuple[int, int, list[
     return found
 
 
-@pytest.mark.parametrize("name", ["streams with their own groups", "wide frames"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("streams with their own groups", marks=pytest.mark.slow), "wide frames"]
+)
 def test_e4m3_attention(name: str) -> None:
     case = Case(name, torch.bfloat16, head_dim=32)
     found = relational_attention(case.self_attention, e4m3=True)

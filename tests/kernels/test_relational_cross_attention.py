@@ -10,7 +10,7 @@ from lumosx_rt.kernels.relational_cross_attention import bias_table, relational_
 from lumosx_rt.reference.backbones import ops
 from lumosx_rt.reference.backbones.ops import CrossAttention, WordBias
 from tests.helpers.budget import assert_gradients_within_budget, assert_within_budget, relative
-from tests.kernels.cases import HALF, LAYOUTS, Case
+from tests.kernels.cases import HALF, LAYOUTS, SWEEP, Case
 
 BIASED = [name for name in LAYOUTS if name != "no references"]
 
@@ -24,9 +24,8 @@ def run(op, case: Case, bias: WordBias | None, double: bool = False):
     return op(CrossAttention(*x, bias, structure))
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_relational_cross_attention(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype, name", SWEEP)
+def test_relational_cross_attention(dtype: torch.dtype, name: str) -> None:
     case = Case(name, dtype)
     results = (
         run(relational_cross_attention, case, case.bias),
@@ -63,7 +62,7 @@ def test_bias_table(name: str) -> None:
 
 
 def test_without_bias_and_with_an_empty_template() -> None:
-    case = Case("streams with their own groups")
+    case = Case("frames of one tile", seeds=1)
     nothing = WordBias(torch.zeros_like(case.bias.template), 0.7)
     plain = run(relational_cross_attention, case, None)
     empty = run(relational_cross_attention, case, nothing)
@@ -78,7 +77,7 @@ def test_without_bias_and_with_an_empty_template() -> None:
 
 
 def test_without_condition_queries() -> None:
-    case = Case("streams with their own groups")
+    case = Case("frames of one tile", seeds=1)
     call = CrossAttention(case.video.q, None, case.k, case.v, case.bias, case.structure)
     video, condition = relational_cross_attention(call)
     assert condition is None

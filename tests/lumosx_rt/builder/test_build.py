@@ -69,16 +69,16 @@ def refusal(*args, **options) -> str:
 # -- what comes out -----------------------------------------------------------------------------
 
 
-def test_a_preset_becomes_a_self_contained_engine(tiny):
-    manifest = read_manifest(tiny.folder)
-    check_files(tiny.folder, manifest)
+def test_a_preset_becomes_a_self_contained_engine(drawn):
+    manifest = read_manifest(drawn.folder)
+    check_files(drawn.folder, manifest)
     assert manifest.model == PRESETS["tiny"].__dict__
     assert manifest.checkpoint["source"] == "random" and manifest.precision == "fp32"
     assert manifest.layouts["references"] == [0, 16] and manifest.layouts["frames"] == [1, 1024]
     assert set(manifest.components) == {"text_encoder", "tokenizer", "vae"}
     assert {path.split("/")[0] for path in manifest.files} == {"transformer", "components"}
-    assert tiny.printed == ""
-    assert not [p.name for p in tiny.folder.parent.iterdir() if ".tiny." in p.name]
+    assert drawn.printed == ""
+    assert not [p.name for p in drawn.folder.parent.iterdir() if ".drawn." in p.name]
 
 
 def test_a_checkpoint_becomes_an_engine_without_its_encoders(micro, micro_bundle):
@@ -94,7 +94,7 @@ def test_a_checkpoint_becomes_an_engine_without_its_encoders(micro, micro_bundle
     }
 
 
-@pytest.mark.parametrize("which", ["tiny", "micro"])
+@pytest.mark.parametrize("which", ["drawn", "micro"])
 def test_the_report_says_how_it_was_built(request, which):
     folder = request.getfixturevalue(which).folder
     build = read_report(folder)["build"]
@@ -109,11 +109,11 @@ def test_the_report_says_how_it_was_built(request, which):
     assert all(f"{c['relative_error']:.1e}" in text for c in cases)
 
 
-def test_nothing_in_an_engine_names_the_machine(tiny, micro, shared):
+def test_nothing_in_an_engine_names_the_machine(drawn, micro, shared):
     from tests.conftest import HOST
 
     words = {str(shared), str(Path.home()) + "/", str(Path(rt.__file__).parents[1]), HOST}
-    for engine in (tiny.folder, micro.folder):
+    for engine in (drawn.folder, micro.folder):
         for path in engine.rglob("*"):
             data = path.read_bytes() if path.is_file() else b""
             assert not [word for word in words if word.encode() in data], path
@@ -121,6 +121,7 @@ def test_nothing_in_an_engine_names_the_machine(tiny, micro, shared):
         assert not [s for s in text.split('"') if re.match(r"/|\w:\\|file:|~", s)]
 
 
+@pytest.mark.slow
 def test_half_precision_takes_half_the_bytes_within_its_gate(tmp_path):
     config = LumosXConfig(dim=96, ffn_dim=192, num_heads=2, num_layers=1, text_dim=64, text_len=256)
     save_bundle(tmp_path / "one", transformer=random_transformer(config, 1))
@@ -157,7 +158,7 @@ def test_a_build_stopped_anywhere_leaves_nothing_and_goes_on_later(
         assert [p.name for p in tmp_path.iterdir() if f".{out.name}." in p.name] == []
 
 
-@pytest.mark.parametrize("step", ["write_report", "_put_in_place"])
+@pytest.mark.parametrize("step", ["write_report", "put_in_place"])
 def test_a_build_stopped_at_the_very_end_does_not_export_again(
     micro_bundle, exporter, tmp_path, monkeypatch, step
 ):
@@ -180,7 +181,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[4])
 import lumosx_rt as rt
-from lumosx_rt.export import graph
+from lumosx_rt.export.onnx import graph
 from tests.conftest import Replay
 from pathlib import Path
 

@@ -29,6 +29,7 @@ def reference_run(surroundings, tmp_path_factory):
     return folder, benchmark(CHECKPOINT, folder, scene_list="ci")
 
 
+@pytest.mark.slow
 def test_identity_and_binding(reference_run):
     _, summary = reference_run
     rates = {name: summary["groups"]["all"][name]["value"] for name in score.METRICS}
@@ -36,6 +37,7 @@ def test_identity_and_binding(reference_run):
     assert rates["backdrop"] == 1.0 and rates["motion"] >= 0.75
 
 
+@pytest.mark.slow
 def test_the_same_pictures_without_relations_are_bound_wrongly(reference_run):
     """The measure can fail: grouping is what tells whose hat is whose."""
     folder, _ = reference_run
@@ -54,6 +56,7 @@ def test_the_same_pictures_without_relations_are_bound_wrongly(reference_run):
     assert rates["related"] - rates["unrelated"] > 0.15, rates
 
 
+@pytest.mark.slow
 def test_the_engine_makes_the_same_clips(reference_run, shared, tmp_path):
     folder, _ = reference_run
     engine = built(shared / "trained", CHECKPOINT)
@@ -70,6 +73,7 @@ def test_the_engine_makes_the_same_clips(reference_run, shared, tmp_path):
         assert np.abs(one - other).max() <= 2  # truncation to 8 bits may fall the other way
 
 
+@pytest.mark.slow
 def test_its_defaults_are_the_ones_it_was_trained_for(shared):
     engine = rt.load(built(shared / "trained", CHECKPOINT).folder)
     request = engine.prepare(scene_of(BINDING_CI.stories[0]))

@@ -168,9 +168,9 @@ def test_verify_prints_its_report(run, micro, micro_bundle, copied, scenes):
 # -- inspect and doctor -------------------------------------------------------------------------
 
 
-def test_inspect_says_what_things_are(run, tiny, micro_bundle, scenes, tmp_path):
+def test_inspect_says_what_things_are(run, drawn, micro_bundle, scenes, tmp_path):
     for path, kind in (
-        (tiny.folder, "engine"),
+        (drawn.folder, "engine"),
         (scenes / "a", "scene"),
         (micro_bundle, "checkpoint"),
         ("3x4x6+1+2.2", "layout"),

@@ -128,8 +128,8 @@ def test_one_pass_covers_what_was_asked_for():
 # -- a right engine -----------------------------------------------------------------------------
 
 
-def test_a_right_engine_passes(tiny, copied):
-    engine = rt.load(copied(tiny.folder), provider="cpu")
+def test_a_right_engine_passes(drawn, copied):
+    engine = rt.load(copied(drawn.folder), provider="cpu")
     seen = []
     section = verify(
         engine, [NONE, TWO], size=SIZE, steps=2, progress=lambda *what: seen.append(what)
@@ -236,9 +236,12 @@ PAIRS = replace(TWO, background=None, subjects=(WOMAN, TWO.subjects[1]))
 FAULTS = {
     "a thousandth too much": (TWO, {"velocity": lambda v, call: v * 1.001}),
     "one step off": (NONE, {"velocity": lambda v, call: v * 1.01 if call == 1 else v}),
-    "no words": (ONE, {"inputs": lambda i: replace(i, template=torch.zeros_like(i.template))}),
+    "no words": (
+        ONE,
+        {"inputs": lambda i: i.changed(template=torch.zeros_like(i.tensors["template"]))},
+    ),
     "subjects swapped": (PAIRS, {"inputs": swapped}),
-    "another prompt": (NONE, {"inputs": lambda i: replace(i, text=i.text.flip(0))}),
+    "another prompt": (NONE, {"inputs": lambda i: i.changed(text=i.tensors["text"].flip(0))}),
     "not a number": (NONE, {"velocity": not_a_number}),
     "not a number, in groups": (TWO, {"velocity": not_a_number}),
     "infinity at the second step": (ONE, {"velocity": late_infinity}),
@@ -263,12 +266,12 @@ def test_a_wrong_engine_fails(check, engine, fault, kind):
     assert finite or "| NO |" in text
 
 
-def test_an_engine_without_words_fails(tiny, copied, fault):
+def test_an_engine_without_words_fails(drawn, copied, fault):
     """Where words weigh more than the gate lets through."""
-    engine = rt.load(copied(tiny.folder), provider="cpu")
+    engine = rt.load(copied(drawn.folder), provider="cpu")
     options = {"size": rt.VideoSize(9, 64, 96), "steps": 2}
     assert verify(engine, [ONE], **options)["passed"]
-    fault(inputs=lambda bound: replace(bound, template=torch.zeros_like(bound.template)))
+    fault(inputs=lambda bound: bound.changed(template=torch.zeros_like(bound.tensors["template"])))
     section = verify(engine, [ONE], **options)
     assert section["passed"] is False and section["scenes"][0]["final_relative_error"] > 1e-4
     assert "FAILED" in (engine.folder / "report.md").read_text(encoding="utf-8")
@@ -300,7 +303,12 @@ def test_a_flat_engine_fails(check, engine, monkeypatch):
 
 
 def test_a_gate_that_lets_the_control_through_proves_nothing(check, monkeypatch):
-    monkeypatch.setattr(runtime.Request, "unrelated", lambda self: self)
+    controls = runtime.Request.controls
+    monkeypatch.setattr(
+        runtime.Request,
+        "controls",
+        lambda self, config: [(wrong, self) for wrong, _ in controls(self, config)],
+    )
     section = check([ONE])
     assert section["passed"] is False
     assert section["scenes"][0]["final_relative_error"] < 1e-4
@@ -343,8 +351,8 @@ def test_weights_that_were_moved_have_to_be_named(check, engine, micro_bundle, o
     assert check([NONE], steps=1)["passed"]
 
 
-def test_what_cannot_be_compared_is_refused(check, tiny_engine):
-    assert "scene" in refusal(verify, tiny_engine, [])
+def test_what_cannot_be_compared_is_refused(check, drawn_engine):
+    assert "scene" in refusal(verify, drawn_engine, [])
     assert "steps" in refusal(check, [NONE], steps=0)
     assert "'red hat'" in refusal(check, [NONE, replace(ONE, caption="A woman in a blue coat.")])
 

@@ -29,13 +29,13 @@ def refusal(call, *args, **options) -> str:
 # -- engines ------------------------------------------------------------------------------------
 
 
-def test_an_engine_says_what_its_manifest_says(tiny):
-    facts = describe(tiny.folder, SIZE)
-    manifest = json.loads((tiny.folder / "manifest.json").read_text(encoding="utf-8"))
+def test_an_engine_says_what_its_manifest_says(drawn):
+    facts = describe(drawn.folder, SIZE)
+    manifest = json.loads((drawn.folder / "manifest.json").read_text(encoding="utf-8"))
     assert facts["kind"] == "engine"
     for name in ("backend", "precision", "model", "checkpoint", "layouts", "defaults", "versions"):
         assert facts[name] == manifest[name]
-    content = [p for p in tiny.folder.rglob("*") if p.is_file()]
+    content = [p for p in drawn.folder.rglob("*") if p.is_file()]
     content = [p for p in content if p.name not in ("manifest.json", "report.json", "report.md")]
     assert facts["files"] == len(content)
     assert facts["bytes"] == sum(p.stat().st_size for p in content)

@@ -150,13 +150,13 @@ def test_a_scene_may_be_a_folder(micro_engine, tmp_path):
     assert (from_folder.frames == from_object.frames).all()
 
 
-def test_what_is_not_said_is_the_engines_default(tiny_engine):
-    defaults = tiny_engine.manifest.defaults
-    request = tiny_engine.prepare(SCENES["no-references"])
+def test_what_is_not_said_is_the_engines_default(drawn_engine):
+    defaults = drawn_engine.manifest.defaults
+    request = drawn_engine.prepare(SCENES["no-references"])
     assert request.size == rt.VideoSize(defaults["frames"], defaults["height"], defaults["width"])
     assert (request.steps, request.shift) == (defaults["steps"], defaults["shift"])
     assert (request.guidance, request.seeds) == (defaults["guidance"], (0,))
-    request = tiny_engine.prepare(
+    request = drawn_engine.prepare(
         SCENES["no-references"], size=SIZE, steps=1, shift=2.5, guidance=0.0, seeds=[3]
     )
     assert (request.size, request.steps, request.shift) == (SIZE, 1, 2.5)
@@ -165,27 +165,29 @@ def test_what_is_not_said_is_the_engines_default(tiny_engine):
 
 @pytest.mark.parametrize("guidance", [6.0, 1.0])
 @pytest.mark.parametrize("name", SCENES)
-def test_several_seeds_equal_single_runs(tiny_engine, name, guidance):
+def test_several_seeds_equal_single_runs(drawn_engine, name, guidance):
     options = {"size": SIZE, "steps": 3, "guidance": guidance}
     seeds = [5, 0, 123456789]
-    together = latents_of(tiny_engine, tiny_engine.prepare(SCENES[name], seeds=seeds, **options))
+    together = latents_of(drawn_engine, drawn_engine.prepare(SCENES[name], seeds=seeds, **options))
     for i, seed in enumerate(seeds):
-        alone = latents_of(tiny_engine, tiny_engine.prepare(SCENES[name], seeds=[seed], **options))
+        alone = latents_of(
+            drawn_engine, drawn_engine.prepare(SCENES[name], seeds=[seed], **options)
+        )
         assert (together[0][i] == alone[0][0]).all()
         for a, b in zip(together, alone, strict=True):
             assert error(a[i], b[0]) <= 1e-5
 
 
-def test_guidance_of_one_is_the_prompt_alone(tiny_engine):
+def test_guidance_of_one_is_the_prompt_alone(drawn_engine):
     """The same as both branches with a factor just beside one; half the streams."""
     scene, streams = SCENES["two-subjects"], []
-    right = tiny_engine.backend.bind
+    right = drawn_engine.backend.bind
 
     def bind(inputs):
         streams.append(inputs.shape[0])
         return right(inputs)
 
-    engine = rt.Engine(tiny_engine.folder, tiny_engine.manifest, tiny_engine.backend)
+    engine = rt.Engine(drawn_engine.folder, drawn_engine.manifest, drawn_engine.backend)
     engine.backend = type("Spy", (), {"bind": staticmethod(bind)})
     runs = [
         latents_of(engine, engine.prepare(scene, size=SIZE, steps=3, guidance=g))[-1]
@@ -195,33 +197,33 @@ def test_guidance_of_one_is_the_prompt_alone(tiny_engine):
     assert error(runs[0], runs[1]) <= 1e-5 < 1e-3 < error(runs[0], runs[2])
 
 
-def test_requests_are_repeated_exactly_and_do_not_disturb_each_other(tiny_engine):
+def test_requests_are_repeated_exactly_and_do_not_disturb_each_other(drawn_engine):
     requests = [
-        tiny_engine.prepare(SCENES[name], size=size, steps=3)
+        drawn_engine.prepare(SCENES[name], size=size, steps=3)
         for name, size in zip(SCENES, (SIZE, rt.VideoSize(9, 48, 32), SIZE), strict=True)
     ]
-    alone = [latents_of(tiny_engine, request) for request in requests]
+    alone = [latents_of(drawn_engine, request) for request in requests]
     for request, expected in zip(requests, alone, strict=True):
-        assert np.array_equal(latents_of(tiny_engine, request), expected)
+        assert np.array_equal(latents_of(drawn_engine, request), expected)
     # all three at once, step by step
-    running = [tiny_engine.sample(request) for request in requests]
+    running = [drawn_engine.sample(request) for request in requests]
     for step, states in enumerate(zip(*running, strict=True)):
         for state, expected in zip(states, alone, strict=True):
             assert (state.latents.numpy() == expected[step]).all()
 
 
-def test_stopping_early_runs_no_more_steps(tiny_engine, fault):
+def test_stopping_early_runs_no_more_steps(drawn_engine, fault):
     calls = fault()
-    request = tiny_engine.prepare(SCENES["one-subject"], size=SIZE, steps=50)
+    request = drawn_engine.prepare(SCENES["one-subject"], size=SIZE, steps=50)
     assert calls == []
-    for state in tiny_engine.sample(request):
+    for state in drawn_engine.sample(request):
         if state.step == 2:
             break
     assert len(calls) == 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and asks glibc to give back")
-def test_memory_does_not_grow_with_requests(tiny_engine):
+def test_memory_does_not_grow_with_requests(drawn_engine):
     give_back = ctypes.CDLL(None).malloc_trim
 
     def held_bytes() -> int:
@@ -232,7 +234,7 @@ def test_memory_does_not_grow_with_requests(tiny_engine):
 
     def some() -> None:
         for _ in range(10):
-            tiny_engine.generate(SCENES["two-subjects"], size=SIZE, steps=1)
+            drawn_engine.generate(SCENES["two-subjects"], size=SIZE, steps=1)
 
     some()
     before = held_bytes()
@@ -259,7 +261,7 @@ def person(count: int) -> Scene:
 
 
 @pytest.fixture
-def idle_engine(tiny_engine):
+def idle_engine(drawn_engine):
     """An engine that must not work: touching its encoders or its graph is an error."""
 
     class Untouchable:
@@ -267,10 +269,10 @@ def idle_engine(tiny_engine):
             raise AssertionError(f"{name} was used before the request was refused")
 
     manifest = replace(
-        tiny_engine.manifest,
-        layouts=tiny_engine.manifest.layouts | {"members": [1, 5], "frames": [2, 3]},
+        drawn_engine.manifest,
+        layouts=drawn_engine.manifest.layouts | {"members": [1, 5], "frames": [2, 3]},
     )
-    engine = rt.Engine(tiny_engine.folder, manifest, Untouchable())
+    engine = rt.Engine(drawn_engine.folder, manifest, Untouchable())
     engine.__dict__ |= {"text_encoder": Untouchable(), "vae": Untouchable()}
     return engine
 
@@ -325,7 +327,7 @@ def test_every_problem_with_a_size_is_named():
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("bad_step", [1, 3])
 def test_latents_that_are_not_finite_are_an_error_that_names_the_step(
-    tiny_engine, fault, bad_step, value
+    drawn_engine, fault, bad_step, value
 ):
     def spoiled(velocity, call):
         if call == bad_step:
@@ -334,24 +336,24 @@ def test_latents_that_are_not_finite_are_an_error_that_names_the_step(
 
     calls, seen = fault(velocity=spoiled), []
     text = refusal(
-        tiny_engine.generate, SCENES["one-subject"], size=SIZE, steps=4, progress=seen.append
+        drawn_engine.generate, SCENES["one-subject"], size=SIZE, steps=4, progress=seen.append
     )
     assert f"step {bad_step} of 4" in text and "one-subject" in text and "not finite" in text
     assert len(calls) == bad_step and [s.step for s in seen] == list(range(bad_step))
 
 
 @pytest.mark.parametrize("colours", [(128, 128, 128), (255, 0, 0), (20, 20, 22)], ids=str)
-def test_a_video_of_one_colour_is_an_error(tiny_engine, monkeypatch, colours):
-    request = tiny_engine.prepare(SCENES["no-references"], size=SIZE, seeds=[3, 8])
+def test_a_video_of_one_colour_is_an_error(drawn_engine, monkeypatch, colours):
+    request = drawn_engine.prepare(SCENES["no-references"], size=SIZE, seeds=[3, 8])
     frames = np.broadcast_to(np.array(colours, np.uint8), (5, 32, 48, 3)).copy()
     shown = frames.copy()
     shown[:, :, 24:] //= 2  # two halves: a picture
-    monkeypatch.setattr(tiny_engine.vae, "decode_frames_uint8", lambda clip: shown)
+    monkeypatch.setattr(drawn_engine.vae, "decode_frames_uint8", lambda clip: shown)
     latents = torch.randn(2, 16, 2, 4, 6)
-    assert len(tiny_engine.decode(request, latents)) == 2
+    assert len(drawn_engine.decode(request, latents)) == 2
     results = iter([shown, frames])
-    monkeypatch.setattr(tiny_engine.vae, "decode_frames_uint8", lambda clip: next(results))
-    text = refusal(tiny_engine.decode, request, latents)
+    monkeypatch.setattr(drawn_engine.vae, "decode_frames_uint8", lambda clip: next(results))
+    text = refusal(drawn_engine.decode, request, latents)
     assert "flat" in text and "seed 8" in text and "no-references" in text
 
 

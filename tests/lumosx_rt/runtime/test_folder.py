@@ -28,9 +28,11 @@ NONE, ONE, TWO = builtin_scenes()
 # -- the command -----------------------------------------------------------------------------------
 
 
-def test_generate_makes_what_it_can_of_a_folder_of_scenes(run, tiny, tiny_engine, scenes, tmp_path):
+def test_generate_makes_what_it_can_of_a_folder_of_scenes(
+    run, drawn, drawn_engine, scenes, tmp_path
+):
     out = tmp_path / "videos"
-    done = run("generate", tiny.folder, scenes, "-o", out, *SMALL, "--json", code=1)
+    done = run("generate", drawn.folder, scenes, "-o", out, *SMALL, "--json", code=1)
     outcomes = json.loads(done.stdout)
     assert [o["scene"] for o in outcomes] == ["one-subject", str(scenes / "b-bad"), "two-subjects"]
     assert [o["error"] is None for o in outcomes] == [True, False, True]
@@ -43,7 +45,7 @@ def test_generate_makes_what_it_can_of_a_folder_of_scenes(run, tiny, tiny_engine
     for scene in (ONE, TWO):
         frames, fps = read_clip(out / f"{scene.name}.mp4")
         assert frames.shape == (5, 32, 48, 3) and fps == 16
-        (video,) = tiny_engine.generate(scene, size=rt.VideoSize(5, 32, 48), steps=2)
+        (video,) = drawn_engine.generate(scene, size=rt.VideoSize(5, 32, 48), steps=2)
         # lossy, and colours are stored at half the size: brightness is what to compare
         shown, made = (x.astype(float).mean(-1).ravel() for x in (frames, video.frames))
         assert np.corrcoef(shown, made)[0, 1] > 0.97 and abs(shown.mean() - made.mean()) < 3
@@ -52,8 +54,8 @@ def test_generate_makes_what_it_can_of_a_folder_of_scenes(run, tiny, tiny_engine
         assert sheet.format == "PNG" and sheet.width > 480 and sheet.height > 100
 
 
-def test_generate_prints_the_files_it_made(run, tiny, scenes, tmp_path):
-    command = ["generate", tiny.folder, scenes / "a", scenes / "c", "-o", tmp_path / "out", *SMALL]
+def test_generate_prints_the_files_it_made(run, drawn, scenes, tmp_path):
+    command = ["generate", drawn.folder, scenes / "a", scenes / "c", "-o", tmp_path / "out", *SMALL]
     done = run(*command, "--seed", "3", "--seed", "4")
     files = [
         str(tmp_path / "out" / f"{scene}-seed{seed}.{suffix}")
@@ -66,9 +68,9 @@ def test_generate_prints_the_files_it_made(run, tiny, scenes, tmp_path):
     assert len({clip.tobytes() for clip in clips}) == 4
 
 
-def test_generate_overwrites_only_by_force(run, tiny, scenes, tmp_path):
+def test_generate_overwrites_only_by_force(run, drawn, scenes, tmp_path):
     out = tmp_path / "out"
-    command = ["generate", tiny.folder, scenes / "a", "-o", out, *SMALL]
+    command = ["generate", drawn.folder, scenes / "a", "-o", out, *SMALL]
     run(*command)
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
     done = run(*command, "--guidance", "2", code=1)
@@ -84,15 +86,15 @@ def test_generate_overwrites_only_by_force(run, tiny, scenes, tmp_path):
     assert os.listdir(out) == ["one-subject.png"]
 
 
-def test_two_scenes_of_one_name_do_not_overwrite_each_other(run, tiny, scenes, tmp_path):
+def test_two_scenes_of_one_name_do_not_overwrite_each_other(run, drawn, scenes, tmp_path):
     ONE.save(tmp_path / "twin")
-    command = ["generate", tiny.folder, scenes / "a", tmp_path / "twin", *SMALL, "--force"]
+    command = ["generate", drawn.folder, scenes / "a", tmp_path / "twin", *SMALL, "--force"]
     done = run(*command, "-o", tmp_path / "out", "--json", code=1)
     first, second = json.loads(done.stdout)
     assert len(first["files"]) == 2 and "rename" in second["error"]
 
 
-def test_settings_reach_the_engine(run, tiny, scenes, tmp_path, monkeypatch):
+def test_settings_reach_the_engine(run, drawn, scenes, tmp_path, monkeypatch):
     seen = {}
 
     def generate_all(engine, paths, out, **settings):
@@ -100,18 +102,18 @@ def test_settings_reach_the_engine(run, tiny, scenes, tmp_path, monkeypatch):
         return []
 
     monkeypatch.setattr(batch, "generate_all", generate_all)
-    run("generate", tiny.folder, scenes / "a", scenes / "c", "-o", tmp_path / "x", "--steps", 7,
+    run("generate", drawn.folder, scenes / "a", scenes / "c", "-o", tmp_path / "x", "--steps", 7,
         "--guidance", 2.5, "--shift", 3, "--seed", 9, "--height", 64, "--negative-prompt", "rain",
         "--force")  # fmt: skip
     assert seen["paths"] == [scenes / "a", scenes / "c"] and seen["out"] == tmp_path / "x"
     assert (seen["steps"], seen["guidance"], seen["shift"]) == (7, 2.5, 3.0)
     assert (seen["seeds"], seen["negative_prompt"], seen["force"]) == ((9,), "rain", True)
-    defaults = rt.load(tiny.folder).manifest.defaults
+    defaults = rt.load(drawn.folder).manifest.defaults
     assert seen["size"] == rt.VideoSize(defaults["frames"], 64, defaults["width"])
 
 
-def test_the_order_of_files_and_the_face_script_can_be_chosen(run, tiny, scenes, tmp_path):
-    command = ["generate", tiny.folder, scenes / "b-bad", *SMALL]
+def test_the_order_of_files_and_the_face_script_can_be_chosen(run, drawn, scenes, tmp_path):
+    command = ["generate", drawn.folder, scenes / "b-bad", *SMALL]
     # without its attributes the scene is sound
     run(*command, "--script", "face", "-o", tmp_path / "faces")
     assert sorted(os.listdir(tmp_path / "faces")) == ["bad.mp4", "bad.png"]
@@ -120,7 +122,7 @@ def test_the_order_of_files_and_the_face_script_can_be_chosen(run, tiny, scenes,
 
 
 def test_nothing_half_made_is_left_when_a_picture_cannot_be_written(
-    run, tiny, scenes, tmp_path, monkeypatch
+    run, drawn, scenes, tmp_path, monkeypatch
 ):
     right, count = Image.Image.save, iter(range(99))
 
@@ -132,16 +134,16 @@ def test_nothing_half_made_is_left_when_a_picture_cannot_be_written(
 
     monkeypatch.setattr(Image.Image, "save", interrupted)
     out = tmp_path / "out"
-    done = run("generate", tiny.folder, scenes / "a", scenes / "c", "-o", out, *SMALL, code=130)
+    done = run("generate", drawn.folder, scenes / "a", scenes / "c", "-o", out, *SMALL, code=130)
     assert "stopped" in done.stderr
     assert not [name for name in os.listdir(out) if name.startswith(".") or "partial" in name]
     assert {"one-subject.mp4", "one-subject.png"} <= set(os.listdir(out))
     Image.open(out / "one-subject.png").load()
 
 
-def test_ctrl_c_while_sampling_leaves_nothing(tiny, scenes, tmp_path):
+def test_ctrl_c_while_sampling_leaves_nothing(drawn, scenes, tmp_path):
     out = tmp_path / "out"
-    words = ["generate", tiny.folder, scenes / "c", "-o", out, *SMALL, "--steps", 100000]
+    words = ["generate", drawn.folder, scenes / "c", "-o", out, *SMALL, "--steps", 100000]
     ours, theirs = pty.openpty()  # a bar is drawn as it grows only on a terminal
     process = subprocess.Popen(
         [sys.executable, "-m", "lumosx_rt", *map(str, words)],
@@ -175,12 +177,12 @@ def test_ctrl_c_while_sampling_leaves_nothing(tiny, scenes, tmp_path):
 
 
 def test_a_video_folder_that_cannot_be_is_refused_before_sampling(
-    run, tiny, scenes, tmp_path, fault
+    run, drawn, scenes, tmp_path, fault
 ):
     calls = fault()
     (tmp_path / "file").write_text("precious")
     for out in (tmp_path / "file", tmp_path / "file" / "out"):
-        done = run("generate", tiny.folder, scenes / "a", "-o", out, *SMALL, code=1)
+        done = run("generate", drawn.folder, scenes / "a", "-o", out, *SMALL, code=1)
         assert str(out) in done.stderr and "error: " in done.stderr
     assert (tmp_path / "file").read_text() == "precious" and calls == []
 

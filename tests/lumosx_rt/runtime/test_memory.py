@@ -55,9 +55,9 @@ def job():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.slow
-def test_the_peak_is_what_was_planned_and_a_limit_is_kept(tiny):
+def test_the_peak_is_what_was_planned_and_a_limit_is_kept(drawn):
     done = subprocess.run(
-        [sys.executable, "-c", PEAK, str(tiny.folder)], capture_output=True, text=True
+        [sys.executable, "-c", PEAK, str(drawn.folder)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
     usual, planned, peak, *sequential = map(int, done.stdout.split())
@@ -69,16 +69,16 @@ def test_the_peak_is_what_was_planned_and_a_limit_is_kept(tiny):
 # -- refusing and adapting ----------------------------------------------------------------------
 
 
-def test_what_cannot_fit_is_refused_with_numbers_before_any_work(tiny, fault, run, tmp_path):
+def test_what_cannot_fit_is_refused_with_numbers_before_any_work(drawn, fault, run, tmp_path):
     calls = fault()
-    engine = rt.load(tiny.folder, provider="cpu", max_memory="100MiB")
+    engine = rt.load(drawn.folder, provider="cpu", max_memory="100MiB")
     for ask in (engine.generate, engine.plan):
         with pytest.raises(rt.LumosXError) as error:
             ask(TWO, **OPTIONS)
         assert "of 0.10 GiB" in str(error.value) and "--max-memory" in str(error.value)
     assert engine.health.refused == 1 and calls == [] and engine.remembered.misses == 0
     TWO.save(tmp_path / "two")
-    command = ["generate", tiny.folder, tmp_path / "two", "-o", tmp_path / "out", "--frames", 5,
+    command = ["generate", drawn.folder, tmp_path / "two", "-o", tmp_path / "out", "--frames", 5,
                "--height", 32, "--width", 48, "--steps", 1]  # fmt: skip
     assert "memory: needs" in run(*command, "--max-memory", "100MiB", code=1).stderr
     assert "'lots'" in run(*command, "--max-memory", "lots", code=1).stderr
@@ -144,11 +144,11 @@ def test_what_is_no_number_of_bytes_is_refused(text):
 # -- the same video -----------------------------------------------------------------------------
 
 
-def test_one_branch_after_the_other_is_both_at_once(tiny_engine):
+def test_one_branch_after_the_other_is_both_at_once(drawn_engine):
     from lumosx_rt.reference.sampling.denoise import denoise
 
-    request = tiny_engine.prepare(TWO, **OPTIONS, seeds=[1, 2])
-    shapes, right = [], tiny_engine.backend.bind
+    request = drawn_engine.prepare(TWO, **OPTIONS, seeds=[1, 2])
+    shapes, right = [], drawn_engine.backend.bind
 
     def bind(inputs):
         shapes.append(inputs.shape[:2])
@@ -156,14 +156,14 @@ def test_one_branch_after_the_other_is_both_at_once(tiny_engine):
 
     spy = type("Spy", (), {"bind": staticmethod(bind)})()
     runs = [
-        list(denoise(spy, request, tiny_engine.config.head_dim, sequential=sequential))
+        list(denoise(spy, request, drawn_engine.config.head_dim, sequential=sequential))
         for sequential in (False, True)
     ]
     assert shapes == [(2, 2), (1, 2), (1, 2)]
     for both, apart in zip(*runs, strict=True):
         assert relative_error(apart.latents, both.latents) < 1e-5
-    other = tiny_engine.prepare(TWO, **OPTIONS | {"guidance": 1.0}, seeds=[1, 2])
-    *_, unguided = tiny_engine.sample(other)
+    other = drawn_engine.prepare(TWO, **OPTIONS | {"guidance": 1.0}, seeds=[1, 2])
+    *_, unguided = drawn_engine.sample(other)
     assert relative_error(unguided.latents, runs[0][-1].latents) > 1e-4  # the null branch matters
 
 
@@ -174,25 +174,25 @@ def limited(engine, plan):
     return copy
 
 
-def test_an_engine_with_little_memory_makes_the_same_video(tiny_engine):
-    usual = tiny_engine.plan(TWO, **OPTIONS)
+def test_an_engine_with_little_memory_makes_the_same_video(drawn_engine):
+    usual = drawn_engine.plan(TWO, **OPTIONS)
     tight = replace(usual, sequential=True, tile=(3, 3), frees_text_encoder=True)
-    engine = limited(tiny_engine, tight)
+    engine = limited(drawn_engine, tight)
     for scene in (TWO, ONE, TWO):
         (video,) = engine.generate(scene, **OPTIONS)
-        (expected,) = tiny_engine.generate(scene, **OPTIONS)
+        (expected,) = drawn_engine.generate(scene, **OPTIONS)
         assert engine.text_encoder.is_free
         error = np.abs(video.frames.astype(int) - expected.frames.astype(int))
         assert error.max() <= 1 and (error > 0).mean() < 0.01
     latents = torch.randn(1, 16, 2, 4, 6)
     whole, tiled = (
-        e.decode(e.prepare(TWO, **OPTIONS), latents)[0].frames for e in (tiny_engine, engine)
+        e.decode(e.prepare(TWO, **OPTIONS), latents)[0].frames for e in (drawn_engine, engine)
     )
     assert np.abs(whole.astype(int) - tiled.astype(int)).max() <= 1
 
 
-def test_a_plan_stays_as_it_was_told_while_things_are_remembered(tiny_engine):
-    folder, manifest, backend = tiny_engine.folder, tiny_engine.manifest, tiny_engine.backend
+def test_a_plan_stays_as_it_was_told_while_things_are_remembered(drawn_engine):
+    folder, manifest, backend = drawn_engine.folder, drawn_engine.manifest, drawn_engine.backend
     engine = rt.Engine(folder, manifest, backend, max_memory=1 << 40, remember=1 << 20)
     before = engine.plan(TWO, **OPTIONS)
     engine.prepare(TWO, **OPTIONS)
@@ -201,9 +201,9 @@ def test_a_plan_stays_as_it_was_told_while_things_are_remembered(tiny_engine):
     assert tight.remembered.limit_bytes == 1 << 16
 
 
-def test_batches_shrink_to_the_limit(tiny_engine):
-    request = tiny_engine.prepare(TWO, **OPTIONS)
-    engine = rt.Engine(tiny_engine.folder, tiny_engine.manifest, tiny_engine.backend)
+def test_batches_shrink_to_the_limit(drawn_engine):
+    request = drawn_engine.prepare(TWO, **OPTIONS)
+    engine = rt.Engine(drawn_engine.folder, drawn_engine.manifest, drawn_engine.backend)
     assert engine.max_batch(request, 4)[0] == 4 and engine.max_batch(request, 100)[0] == 32
     engine.max_memory = 1 << 40
     assert engine.max_batch(request, 4)[0] == 4
@@ -218,10 +218,10 @@ def test_batches_shrink_to_the_limit(tiny_engine):
 # -- what is remembered -------------------------------------------------------------------------
 
 
-def test_what_is_remembered_is_bit_equal_and_by_content(tiny_engine, monkeypatch):
+def test_what_is_remembered_is_bit_equal_and_by_content(drawn_engine, monkeypatch):
     def fresh(remember):
         return rt.Engine(
-            tiny_engine.folder, tiny_engine.manifest, tiny_engine.backend, remember=remember
+            drawn_engine.folder, drawn_engine.manifest, drawn_engine.backend, remember=remember
         )
 
     engine, forgetful = fresh(1 << 20), fresh(0)

@@ -58,7 +58,8 @@ def test_planned_memory_is_what_is_held(tmp_path: Path, optimizer: str, bf16: bo
 
 def test_planned_arithmetic() -> None:
     """Twice the multiplications of all matrices and attentions, three passes; small terms left."""
-    config = replace(PRESETS["tiny"], text_len=64)
+    sizes = {"dim": 192, "ffn_dim": 768, "num_heads": 6, "num_layers": 5}
+    config = LumosXConfig(**sizes, text_dim=64, text_len=64)
     size = replace(SIZE, frames=9, height=64, width=144)
     found = planning.plan(recipe_of(config, size, streams=6, seeds=4), 8)
     video, pictures, text, d = 24 * 108, 6 * 288, 6 * 64, 192
