@@ -100,7 +100,7 @@ def test_an_engine_makes_what_the_formulas_say(micro_engine, micro_bundle, name,
 
     def velocity(z: torch.Tensor, time: int) -> torch.Tensor:
         prompt, null = (
-            oracle.velocity(state, 3, facts, z, time, text, images, omega, 0.5)[:, :2]
+            oracle.velocity(state, 3, facts, z, time, text, images, omega, 8.0)[:, :2]
             for text in texts
         )
         return null + guidance * (prompt - null)

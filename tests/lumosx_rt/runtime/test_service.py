@@ -75,7 +75,7 @@ def level_error(frames, expected) -> int:
 
 
 @pytest.mark.parametrize("guidance", [3.0, 1.0])
-def test_requests_together_are_what_they_are_alone(tiny_engine, guidance):
+def test_requests_together_are_what_they_are_alone(drawn_engine, guidance):
     others = [
         replace(ONE, subjects=(), objects=ONE.references),  # the same number, in other groups
         replace(ONE, caption="The other woman, in a red hat and a blue coat."),
@@ -83,29 +83,29 @@ def test_requests_together_are_what_they_are_alone(tiny_engine, guidance):
     options = OPTIONS | {"guidance": guidance}
     seeds = ([7, 8], [7, 9], [0, 7])
     requests = [
-        tiny_engine.prepare(scene, **options | {"seeds": s})
+        drawn_engine.prepare(scene, **options | {"seeds": s})
         for scene, s in zip([ONE, *others], seeds, strict=True)
     ]
     assert len({request.batch_key for request in requests}) == 1
-    *_, together = tiny_engine.sample_together(requests)
+    *_, together = drawn_engine.sample_together(requests)
     finals = []
     for request, state in zip(requests, together, strict=True):
-        *_, alone = tiny_engine.sample(request)
+        *_, alone = drawn_engine.sample(request)
         finals.append(alone.latents)
         assert relative_error(state.latents, alone.latents) <= TOGETHER
         assert relative_error(state.clean, alone.clean) <= TOGETHER
     assert relative_error(finals[0][0], finals[1][0]) > 10 * TOGETHER  # the scene matters
 
 
-def test_what_cannot_go_together_has_another_key(tiny_engine):
-    base = tiny_engine.prepare(ONE, **OPTIONS)
+def test_what_cannot_go_together_has_another_key(drawn_engine):
+    base = drawn_engine.prepare(ONE, **OPTIONS)
     for scene, changed in (
         (TWO, {}), (ONE, {"steps": 4}), (ONE, {"guidance": 2.0}), (ONE, {"shift": 2.0}),
         (ONE, {"seeds": [1, 2]}), (ONE, {"size": rt.VideoSize(5, 32, 40)}),
         (ONE, {"size": rt.VideoSize(9, 32, 48)}),
     ):  # fmt: skip
-        assert tiny_engine.prepare(scene, **OPTIONS | changed).batch_key != base.batch_key
-    same = tiny_engine.prepare(ONE, **OPTIONS | {"seeds": [5], "negative_prompt": "rain"})
+        assert drawn_engine.prepare(scene, **OPTIONS | changed).batch_key != base.batch_key
+    same = drawn_engine.prepare(ONE, **OPTIONS | {"seeds": [5], "negative_prompt": "rain"})
     assert same.batch_key == base.batch_key
 
 
