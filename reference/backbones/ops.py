@@ -96,20 +96,18 @@ def self_attention(call: SelfAttention, attend: Attend = attend) -> Attended:
 
     # Groups over themselves. A group may name video frames (of the stream's first seed): that is
     # how "everything sees everything" and "no references" are said with the same tensors.
-    queries = torch.cat([_first_seed(video.q, streams, seeds), condition.q], dim=1)
+    queries = torch.cat([_first_seed(video.q, streams), condition.q], dim=1)
     frame_tokens = structure.bias_tiles.numel()
-    frames = video.k.shape[1] // frame_tokens + structure.group_inverse.shape[1]
     q, k, v = (
-        _gather_frames(x, structure.group_index, (frames, frame_tokens))
-        for x in (queries, _first_seed(keys, streams, seeds), _first_seed(values, streams, seeds))
+        _gather_frames(x, structure.group_index, frame_tokens)
+        for x in (queries, _first_seed(keys, streams), _first_seed(values, streams))
     )
     mask = structure.group_mask.flatten(0, 1)[:, None, None, :, None]
     mask = mask.expand(-1, 1, 1, -1, frame_tokens).flatten(3)
     grouped = attend(q, k, v, mask)  # [streams * groups, members * frame_tokens, heads, head_dim]
-    places = structure.group_index.shape[1] * structure.group_index.shape[2]
-    grouped = grouped.reshape(streams, places * frame_tokens, *grouped.shape[-2:])
+    grouped = grouped.reshape(streams, -1, *grouped.shape[-2:])
     return video_out, _gather_frames(
-        grouped, structure.group_inverse[:, None], (places, frame_tokens)
+        grouped, structure.group_inverse[:, None], frame_tokens
     ).reshape(condition.q.shape)
 
 
@@ -238,18 +236,17 @@ def over_seeds(x: Tensor, seeds: int) -> Tensor:
     return x.unsqueeze(1).expand(-1, seeds, *x.shape[1:]).flatten(0, 1)
 
 
-def _first_seed(x: Tensor, streams: int, seeds: int) -> Tensor:
-    return x.unflatten(0, (streams, seeds))[:, 0]
+def _first_seed(x: Tensor, streams: int) -> Tensor:
+    return x.unflatten(0, (streams, -1))[:, 0]
 
 
-def _gather_frames(x: Tensor, index: Tensor, sizes: tuple[int, int]) -> Tensor:
+def _gather_frames(x: Tensor, index: Tensor, frame_tokens: int) -> Tensor:
     """Frames of each stream: x [streams, frames * frame_tokens, ...], index [streams, rows, m]
 
-    -> [streams * rows, m * frame_tokens, ...]. sizes: frames, frame_tokens; said and not worked
-    out, which takes symbolic sizes a division.
+    -> [streams * rows, m * frame_tokens, ...].
     """
-    frames = x.unflatten(1, sizes)
-    offset = torch.arange(x.shape[0], device=x.device)[:, None, None] * sizes[0]
+    frames = x.unflatten(1, (-1, frame_tokens))
+    offset = torch.arange(x.shape[0], device=x.device)[:, None, None] * frames.shape[1]
     picked = frames.flatten(0, 1).index_select(0, (index + offset).flatten())
     return picked.unflatten(0, (index.shape[0] * index.shape[1], index.shape[2])).flatten(1, 2)
 
