@@ -137,7 +137,7 @@ def micro_bundle(surroundings, shared):
                 vae=vae,
                 text_encoder=text_encoder,
                 tokenizer=tokenizer,
-                defaults=SMALL,
+                defaults=SMALL | {"frames": 5, "height": 64, "width": 96},
             )
     return folder
 

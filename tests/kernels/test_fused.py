@@ -29,7 +29,7 @@ def test_the_fused_model_reproduces_the_released_one(name: str) -> None:
 
 
 CONFIG = LumosXConfig(
-    dim=64, ffn_dim=96, num_heads=2, num_layers=2, freq_dim=16, text_dim=16, text_len=24
+    dim=32, ffn_dim=48, num_heads=1, num_layers=2, freq_dim=16, text_dim=16, text_len=24
 )
 
 

@@ -22,7 +22,7 @@ from lumosx_rt.reference.training.latents import build_cache
 (place / "recipe.py").write_text(kills.RECIPE)
 toy = kills.toy
 build_cache(place / "latents" / "toy", toy.Toy(4, name="toy"), toy.SIZE, *toy.encoders())
-found = {name: kills.disturbed(name, place, 2, 0, quiet) for name in ("build", "train")}
+found = {name: kills.disturbed(name, place, 5, 0, quiet) for name in ("build", "train")}
 """
 OWN = """
 def careful(place, folder):
@@ -59,11 +59,12 @@ def killed(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_build_and_train_go_on_after_kills(killed, micro, micro_bundle, tmp_path):
     (tmp_path / "bundle").symlink_to(micro_bundle)
     (tmp_path / "engine").symlink_to(micro.folder)
     for name, found in killed(REAL).items():
-        assert found["kills"] >= 2 and found["finished"] >= 1 and not found["wrong"], (name, found)
+        assert found["kills"] >= 5 and found["finished"] >= 1 and not found["wrong"], (name, found)
 
 
 def test_a_careless_command_is_seen(killed):

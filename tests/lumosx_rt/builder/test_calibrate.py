@@ -76,7 +76,14 @@ def find_bins():
     return [[times[0], times[1]], [times[2], times[3]]]
 
 
-@pytest.mark.parametrize("stage", ["observing toy5", "sensitivity on toy5", "measuring"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param("observing toy5", marks=pytest.mark.slow),
+        "sensitivity on toy5",
+        pytest.param("measuring", marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_run_goes_on_to_the_same_bytes(stage, place, done, tmp_path):
     out = tmp_path / "calibration.json"
     words = {"scenes": str(place / "scenes"), "bins": 2, "budget": 35}

@@ -162,14 +162,14 @@ def blurred(told):
     return (sum(clip[:, y : y + 64, x : x + 144] for y, x in shifts) / 9).astype(np.uint8)
 
 
-@pytest.mark.parametrize("spoil", [noisy, blurred])
+@pytest.mark.parametrize("spoil", [noisy, pytest.param(blurred, marks=pytest.mark.slow)])
 def test_noise_and_blur_change_nothing_that_is_seen(spoil):
     found = rates(ALL, spoil)
     assert min(found[name] for name in RIGHT) >= 0.98, found
     assert 15 < found["psnr"] < 45 and found["ssim"] < 1
 
 
-@pytest.mark.parametrize("across", [-2, 2])
+@pytest.mark.parametrize("across", [-2, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_clip_that_is_two_pixels_off_shows_the_same_people(across):
     found = rates(ALL, lambda told: np.roll(draw.frames_of(told), across, axis=2))
     assert found["identity"] == found["binding"] == found["motion"] == 1

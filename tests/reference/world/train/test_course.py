@@ -65,7 +65,8 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("shown", ["pictures", pytest.param("clips", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shown", ["pictures", "clips"])
 def test_a_killed_vae_goes_on_as_if_nothing_had_been(shown, tmp_path):
     lesson = Lesson(shown, 2, **SMALL, save_every=1)
     whole = new_autoencoder()
@@ -86,6 +87,7 @@ def test_a_killed_vae_goes_on_as_if_nothing_had_been(shown, tmp_path):
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.slow
 def test_clips_change_nothing_about_pictures(tmp_path):
     model = new_autoencoder()
     picture = torch.rand(1, 3, 1, 64, 72) * 2 - 1
