@@ -18,6 +18,7 @@ EXTRAS = {
     "modelopt": "build",
     "accelerate": "train",
     "matplotlib": "build",
+    "scipy": "build",
     "triton": "cuda",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt",

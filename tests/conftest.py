@@ -95,12 +95,12 @@ def one_at_a_time(lock: Path):
 
 def built(folder: Path, checkpoint: Path | None, **options) -> Built:
     import lumosx_rt as rt
-    from tests.helpers.tracing import few_layers
+    from tests.helpers.tracing import in_less_time
 
     lines: list[str] = []
     told = folder.with_name(f"{folder.name}.told.json")
     lock = folder.with_name(f"{folder.name}.lock")
-    with one_at_a_time(lock), pytest.MonkeyPatch.context() as on, few_layers():
+    with one_at_a_time(lock), pytest.MonkeyPatch.context() as on, in_less_time():
         if told.exists():  # by another worker
             return Built(folder, *json.loads(told.read_text()))
         on.setattr(platform, "node", lambda: HOST)
@@ -137,7 +137,7 @@ def micro_bundle(surroundings, shared):
                 vae=vae,
                 text_encoder=text_encoder,
                 tokenizer=tokenizer,
-                defaults=SMALL | {"frames": 5, "height": 64, "width": 96},
+                defaults=SMALL,
             )
     return folder
 

@@ -14,7 +14,7 @@ from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.sampling.inputs import AXES, INPUTS, LIMITS, check_shapes
 from tests.helpers.inputs import feed_of, model_inputs
-from tests.helpers.tracing import few_layers
+from tests.helpers.tracing import in_less_time
 
 CONFIG = LumosXConfig(dim=48, num_heads=2, ffn_dim=64, num_layers=1, text_dim=16, text_len=12)
 
@@ -53,7 +53,7 @@ def test_an_axis_beyond_what_was_traced_is_refused() -> None:
 
 def test_tracing_leaves_the_model_as_it_was() -> None:
     model = LumosX(CONFIG).train()
-    with few_layers():
+    with in_less_time():
         program = trace(model, Ops(norm_modulate=REFERENCE.norm_modulate))
     assert model.ops is REFERENCE and model.training
     assert len(program.graph_signature.user_inputs) == len(INPUTS)

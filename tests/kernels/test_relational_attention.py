@@ -33,14 +33,15 @@ def test_relational_attention(dtype: torch.dtype, name: str) -> None:
         assert_within_budget(part, *results)
 
 
-@pytest.mark.parametrize("heads, head_dim", [(1, 10), (2, 32), (3, 64)])
-def test_head_sizes_in_half_precision(heads: int, head_dim: int) -> None:
-    for dtype in HALF:
-        case = Case("frames of one tile", dtype, heads=heads, head_dim=head_dim, seeds=1)
-        found = relational_attention(case.self_attention)
-        plain = ops.self_attention(case.self_attention)
-        for part, *results in zip(("video", "condition"), found, plain, exact(case), strict=True):
-            assert_within_budget(part, *results)
+@pytest.mark.parametrize(
+    "heads, head_dim, dtype", [(1, 10, HALF[0]), (2, 32, HALF[1]), (3, 64, HALF[0])]
+)
+def test_head_sizes_in_half_precision(heads: int, head_dim: int, dtype: torch.dtype) -> None:
+    case = Case("frames of one tile", dtype, heads=heads, head_dim=head_dim, seeds=1)
+    found = relational_attention(case.self_attention)
+    plain = ops.self_attention(case.self_attention)
+    for part, *results in zip(("video", "condition"), found, plain, exact(case), strict=True):
+        assert_within_budget(part, *results)
 
 
 def test_another_grouping_gives_another_answer() -> None:

@@ -23,7 +23,7 @@ from tests.export.onnx.test_graph import (
     relative,
 )
 from tests.helpers.inputs import feed_of
-from tests.helpers.tracing import few_layers
+from tests.helpers.tracing import in_less_time
 from tests.kernels.driven import arguments
 from tests.kernels.plugged import scene
 from tests.reference.test_golden import ModelCase, error
@@ -49,7 +49,7 @@ def model(case: ModelCase) -> LumosX:
 @pytest.fixture(scope="module")
 def path(model: LumosX, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("plugin") / "model.onnx"
-    with few_layers():
+    with in_less_time():
         export_plugin_onnx(model, path)
     return path
 

@@ -121,6 +121,8 @@ def test_a_ratio_is_of_rounds_so_drift_cancels() -> None:
     assert ratio([1.0, 10.0, 100.0], [0.5, 5.0, 50.0]) == {"ratio": 2.0, "low": 2.0, "high": 2.0}
     found = ratio([1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 1.0, 1.0])
     assert found["low"] < found["ratio"] == 2.5 < found["high"]
+    assert found["low"] >= 1 and found["high"] <= 4  # the least and the largest of the rounds
+    assert ratio([3.0], [2.0]) == {"ratio": 1.5, "low": 1.5, "high": 1.5}
     with pytest.raises(ValueError):
         ratio([1.0], [1.0, 2.0])
 

@@ -289,7 +289,8 @@ def test_memory_that_is_kept_is_planned(micro: Any, micro_engine: Any) -> None:
 
 
 def test_generate_says_that_it_is_lossy(run: Any, micro: Any, scenes: Path, tmp_path: Path) -> None:
-    words = ("generate", micro.folder, scenes / "a", "-o", tmp_path / "out", "--steps", "3")
+    size = ("--frames", "5", "--height", "32", "--width", "48", "--steps", "3")
+    words = ("generate", micro.folder, scenes / "a", "-o", tmp_path / "out", *size)
     done = run(*words, "--lossy-keys", "2", "--lossy-skip", "0.1")
     assert "lossy (references' keys at every 2 steps, blocks skipped below" in done.stderr
     assert len(list((tmp_path / "out").glob("*.mp4"))) == 1

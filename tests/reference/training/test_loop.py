@@ -173,7 +173,7 @@ def test_training_learns(caches, tmp_path: Path) -> None:
     data = Toy(1, name="two", fingerprint="other", kinds=((1, (2, 1)),))
     small = build_cache(tmp_path / "cache", data, SIZE, *toy.encoders())
     wide = replace(CONFIG, dim=96, num_heads=4)  # a patch has 64 numbers, and all are noise
-    learnt = stage(steps=60, data=data, streams=2, seeds=4)
+    learnt = stage(steps=40, data=data, streams=2, seeds=4)
     recipe = recipe_of(learnt, text_dropout=0.0, model=wide)
     losses: list[float] = []
     train(recipe, tmp_path, caches={"two": small}, progress=lambda told: losses.append(told.loss))
