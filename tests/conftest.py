@@ -26,10 +26,10 @@ import pytest
 os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; set before any of them is imported
 
 LONGEST = (  # modules, so that no worker is left with one of them at the end
-    "test_fp8_engines", "test_shipped_checkpoint", "test_engine", "test_graph", "test_package",
-    "test_relational_attention", "test_opaque_nodes", "test_fused", "test_memory",
-    "test_golden_exports", "test_build", "test_loop", "test_relational_cross_attention",
-    "test_kernels", "test_hostile_checkpoints", "test_guards", "test_rows", "test_wheel",
+    "test_fp8_engines", "test_package", "test_opaque_nodes", "test_build", "test_engine",
+    "test_relational_attention", "test_graph", "test_course", "test_loop", "test_fused",
+    "test_relational_cross_attention", "test_operator", "test_sources",
+    "test_kernels", "test_hostile_checkpoints", "test_judge", "test_rows", "test_wheel",
 )  # fmt: skip
 HOST = "unmistakable-host-name"  # what the machine is called while engines are built
 

@@ -34,9 +34,9 @@ CONFIG = LumosXConfig(
 
 
 def velocities(model: LumosX, seeds: int = 1) -> torch.Tensor:
-    layouts = [SceneLayout.from_key(key) for key in ("2x3x5+1+2", "2x3x5+3+-")]
+    layouts = [SceneLayout.from_key(key) for key in ("1x3x5+1+2", "1x3x5+3+-")]
     inputs = (
-        random(2, seeds, 16, 2, 6, 10, seed=1),
+        random(2, seeds, 16, 1, 6, 10, seed=1),
         torch.tensor([900, 900]),
         random(2, 24, 16, seed=2),
         random(2, 3, 16, 6, 10, seed=3),

@@ -11,6 +11,7 @@ from benchmarks.robustness import soak
 MOST_MIB = 4.0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and asks glibc to give back")
 def test_memory_grows_only_where_something_is_kept(micro_engine, monkeypatch):
     engine = rt.Engine(micro_engine.folder, micro_engine.manifest, micro_engine.backend, remember=0)

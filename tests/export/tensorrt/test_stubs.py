@@ -59,7 +59,10 @@ KNOWN = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=MODULES)
+@pytest.fixture(
+    scope="module",
+    params=["tensorrt", pytest.param("tensorrt-rtx", marks=pytest.mark.slow)],
+)
 def stubs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """(backend, folder): the stubs of one of the two, and the mypy remarks of files beside them."""
     backend, folder = request.param, tmp_path_factory.mktemp("stubs")

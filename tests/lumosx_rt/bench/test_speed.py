@@ -313,10 +313,13 @@ def test_only_a_verified_engine_has_a_speed_up(engine_runs, tmp_path, monkeypatc
         engine_runs(tmp_path / "a")
 
 
-def test_a_first_request_in_its_own_process(micro, micro_bundle, monkeypatch) -> None:
+def test_a_first_request_in_its_own_process(micro, micro_bundle, copied, monkeypatch) -> None:
     settings = {"steps": 1, "shift": 3.0, "guidance": 1.0}
     options = {"components": micro_bundle, "provider": "cpu", "trust": False}
-    found = cold.cold_request(micro.folder, settings=settings, **options)
+    folder = copied(micro.folder)
+    manifest = read_manifest(folder)
+    replace(manifest, defaults=manifest.defaults | SMALL).write(folder)
+    found = cold.cold_request(folder, settings=settings, **options)
     points = list(found["seconds"].values())
     assert points == sorted(points) and points[0] > 0 and len(points) == 5
     assert found["peak_memory_bytes"] > 50 << 20

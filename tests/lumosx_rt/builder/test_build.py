@@ -256,8 +256,18 @@ def blind_to(name: str):
     return spoil
 
 
+QUICK = ("latents", "template", "group_index", "group_mask")
+
+
 @pytest.mark.parametrize(
-    "spoil", [one_percent_off, *map(blind_to, INPUTS)], ids=["a weight", *INPUTS]
+    "spoil",
+    [
+        pytest.param(one_percent_off, id="a weight"),
+        *(
+            pytest.param(blind_to(name), id=name, marks=[] if name in QUICK else pytest.mark.slow)
+            for name in INPUTS
+        ),
+    ],
 )
 def test_a_wrong_graph_is_never_kept(micro_bundle, exporter, tmp_path, spoil):
     out = tmp_path / "engine"

@@ -115,6 +115,7 @@ def graph_sites(path, model):
     return graph, stored, found
 
 
+@pytest.mark.slow
 def test_every_parameter_of_a_graph_is_found_in_its_block(micro, micro_engine, micro_bundle,
                                                           request_of_two, tmp_path):  # fmt: skip
     inputs, latents = call_of(request_of_two, micro_engine.config.head_dim)
