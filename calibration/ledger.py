@@ -23,7 +23,8 @@ class Ledger:
             _write(file, wanted)
 
     def note(self, name: str, compute: Callable[[], Any]) -> Any:
-        """What `compute` returns (anything that JSON holds), or returned when it was asked before.
+        """Return what `compute` returns (anything that JSON holds), or returned when it was asked
+        before.
 
         Read back from the file either way, so that a run that was killed ends bit-equal.
         """

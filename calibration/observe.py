@@ -135,7 +135,7 @@ def observe(model: LumosX, request: Request, sampling: Sampling) -> Ranges:
 
 
 def merged(parts: list[Ranges]) -> Ranges:
-    """The maxima over scenes."""
+    """Return the maxima over scenes."""
 
     def most(values: tuple[float | None, ...]) -> float | None:
         return max((value for value in values if value is not None), default=None)
@@ -150,7 +150,7 @@ def merged(parts: list[Ranges]) -> Ranges:
 
 
 def weight_amax(model: LumosX) -> dict[str, list[float]]:
-    """Of every linear: the amax of its smallest and its largest output channel.
+    """Return for every linear the amax of its smallest and its largest output channel.
 
     The latter is the tensor's. The channels' own are not kept: they follow from the weights.
     """

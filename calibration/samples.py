@@ -138,7 +138,7 @@ def stratified(scenes: Sequence[Scene], count: int) -> list[int]:
 
 
 def velocity_of(model: LumosX, request: Request, guidance: float) -> Callable[[Moment], Tensor]:
-    """The guided velocity that the sampler asks for, in the latents' shape."""
+    """Return the guided velocity that the sampler asks for, in the latents' shape."""
     asked = replace(request, guidance=guidance)
     velocity = guided_velocity(EagerBackend(model), [asked], model.config.head_dim)
     return lambda moment: velocity(moment.latents[None], moment.time)[0]
@@ -176,7 +176,7 @@ def walk(
 
 
 def moments_of(model: LumosX, request: Request, sampling: Sampling) -> list[Moment]:
-    """The call in the middle of every timestep bin."""
+    """Return the call in the middle of every timestep bin."""
     calls = list(walk(model, request))
     return [calls[steps[len(steps) // 2]] for steps in sampling.binned_steps]
 

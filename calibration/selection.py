@@ -48,7 +48,7 @@ def choose(
     budget: float,
     measure: Measure,
 ) -> Choice:
-    """The choice for a budget: least SQNR of the velocity, in dB, in the worst timestep bin.
+    """Return the choice for a budget: least SQNR of the velocity, in dB, in the worst timestep bin.
 
     effects: of the sites that can run in FP8; unable: why the others cannot. flops: of all sites.
     """

@@ -39,7 +39,7 @@ def energies_of(
     guidance: float,
     sites: Collection[str],
 ) -> Energies:
-    """One scene's, at one moment of every timestep bin; each site alone in FP8."""
+    """Measure one scene, at one moment of every timestep bin; each site alone in FP8."""
     velocity = velocity_of(simulation.model, request, guidance)
     right = [velocity(moment) for moment in moments]
     found: Energies = {"signal": [energy(x) for x in right], "sites": {}}
@@ -67,7 +67,7 @@ class _Probe:
 
 
 def effects_of(parts: list[Energies]) -> dict[str, Effect]:
-    """Every site's effect over all scenes."""
+    """Return every site's effect over all scenes."""
     signal = summed([part["signal"] for part in parts])
     effects = {}
     for site in parts[0]["sites"]:

@@ -130,7 +130,7 @@ class Simulation:
         return wrapped(ops, self_attention, cross_attention)
 
     def _quantized(self, call: SelfAttention) -> tuple[SelfAttention, plain.Attend]:
-        """The call with quantized operands, and the attention over them."""
+        """Return the call with quantized operands, and the attention over them."""
         video, condition = call.video, call.condition
         if self.scheme.activations == "row":
             return call._replace(video=_rows(video), condition=_rows(condition)), attend_rows
@@ -155,13 +155,13 @@ class Simulation:
 
 
 def attend_e4m3(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """`reference.ops.attend` with probabilities in e4m3; q, k, v are quantized already."""
+    """Do as `reference.ops.attend` with probabilities in e4m3; q, k, v are quantized already."""
     p = _logits(q, k, mask).softmax(-1)
     return _weighted(_qdq(p, PROBABILITY_SCALE), v)
 
 
 def attend_rows(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The same as the kernel does it: e4m3 before the division by the sum."""
+    """Return the same as the kernel does it: e4m3 before the division by the sum."""
     logits = _logits(q, k, mask)
     p = (logits - logits.amax(-1, keepdim=True)).exp()
     return _weighted(_qdq(p, ROW_PROBABILITY_SCALE) / p.sum(-1, keepdim=True), v)

@@ -28,7 +28,7 @@ MULTIPLE = 16  # of both sizes of a matrix, which the 8-bit units need
 
 
 def sites_of(config: LumosXConfig) -> tuple[str, ...]:
-    """Every site, block by block."""
+    """Return every site, block by block."""
     return tuple(
         f"blocks.{i}.{part}" for i in range(config.num_layers) for part in (*LINEARS, *ATTENTIONS)
     )
@@ -39,7 +39,7 @@ def is_attention(site: str) -> bool:
 
 
 def part_of(site: str) -> str:
-    """`self_attn.q` of `blocks.3.self_attn.q`."""
+    """Return `self_attn.q` of `blocks.3.self_attn.q`."""
     return site.split(".", 2)[2]
 
 
@@ -48,7 +48,7 @@ def roles_of(site: str) -> tuple[str, ...]:
 
 
 def operands_of(site: str) -> tuple[str, ...]:
-    """In the order in which a forward pass meets them."""
+    """List the operands of a site, in the order in which a forward pass meets them."""
     part = part_of(site)
     if part == "self":
         roles = ("q", "k", "k_centred", "v")
@@ -59,7 +59,8 @@ def operands_of(site: str) -> tuple[str, ...]:
 
 
 def operands_of_role(site: str, role: str, smooth_keys: bool) -> tuple[str, ...]:
-    """The operands that share the scale of a role; keys are those with or without their mean."""
+    """Return the operands that share the scale of a role; keys are those with or without their
+    mean."""
     if role == "x":
         return operands_of(site)
     name = "k_centred" if role == "k" and smooth_keys else role
@@ -76,7 +77,7 @@ def why_not(site: str, config: LumosXConfig) -> str | None:
 
 
 def matrix_of(site: str, config: LumosXConfig) -> tuple[int, int]:
-    """Sizes of a linear's input and output."""
+    """Return the sizes of a linear's input and output."""
     part = part_of(site)
     if part == "ffn.0":
         return config.dim, config.ffn_dim

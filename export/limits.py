@@ -61,7 +61,7 @@ class Limits:
     def exactly(
         cls, size: tuple[int, int, int], *, max_references: int, max_seeds: int
     ) -> "Limits":
-        """One video size alone."""
+        """Return the limits of one video size alone."""
         around = cls.around(size, max_references=max_references, max_seeds=max_seeds)
         fixed = {
             axis: Range(usual, usual, usual)
@@ -71,15 +71,15 @@ class Limits:
         return replace(around, **fixed)
 
     def up_to(self, references: int) -> "Limits":
-        """The same with no more than so many references."""
+        """Return the same with no more than so many references."""
         return replace(self, **_of_references(references))
 
     def table(self) -> dict[str, list[int]]:
-        """{axis: [least, most]}, as manifests state it."""
+        """Return {axis: [least, most]}, as manifests state it."""
         return {f.name: [(r := getattr(self, f.name)).least, r.most] for f in fields(self)}
 
     def shapes(self, name: str, fixed: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """The least, usual and most shape of a graph's input.
+        """Return the least, usual and most shape of a graph's input.
 
         fixed: its shape in the graph, negative where an axis is not fixed.
         """

@@ -38,7 +38,8 @@ class Positional(nn.Module):
 
 
 def trace(model: LumosX, ops: Ops, mechanism: Mechanism = DEFAULT) -> torch.export.ExportedProgram:
-    """The program of a model with these operations, its inputs named and ordered as `INPUTS`.
+    """Return the program of a model with these operations, its inputs named and ordered as
+    `INPUTS`.
 
     Traced on the device the model is on; the model itself comes back as it was.
     """

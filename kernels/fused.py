@@ -59,7 +59,7 @@ def why_unsupported(op: str, sm: int, dtype: torch.dtype, head_dim: int = 128) -
 
 
 def supports(op: str, sm: int, dtype: torch.dtype, head_dim: int = 128) -> bool:
-    """Whether `why_unsupported` has nothing to say."""
+    """Tell whether `why_unsupported` has nothing to say."""
     return why_unsupported(op, sm, dtype, head_dim) is None
 
 
@@ -71,7 +71,7 @@ def fused_ops(
     e4m3_rows: bool = False,
     head_dim: int = 128,
 ) -> Ops:
-    """The fast operations of a GPU of this compute capability.
+    """Return the fast operations of a GPU of this compute capability.
 
     self_attention: a name of `self_attention.py`; "auto" is the recorded choice. e4m3_attention:
     8-bit products in self-attention (our kernel's alone). e4m3_rows: norms hand `QuantizedRows`

@@ -170,7 +170,7 @@ def _launch(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def constants(dim: int, tiles: RowTiles) -> dict[str, int]:
-    """The kernel's compile-time arguments; a chunk of a row is tiles.rows * 1024 wide."""
+    """Return the kernel's compile-time arguments; a chunk of a row is tiles.rows * 1024 wide."""
     return {"DIM": dim, "BLOCK": min(triton.next_power_of_2(dim), tiles.rows * 1024)}
 
 

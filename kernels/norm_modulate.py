@@ -46,7 +46,7 @@ def norm_modulate_quantized(call: NormModulate) -> tuple[Tensor, QuantizedRows]:
 
 
 def rows_in_e4m3(y: Tensor) -> QuantizedRows:
-    """y [..., dim] in e4m3 with a scale a row, in one pass."""
+    """Compute y [..., dim] in e4m3 with a scale a row, in one pass."""
     flat = y.reshape(1, -1, y.shape[-1])
     call = NormModulate(flat, None, None, None, None, 0.0, torch.float8_e4m3fn)
     _, rows = norm_modulate_quantized(call)
@@ -54,7 +54,7 @@ def rows_in_e4m3(y: Tensor) -> QuantizedRows:
 
 
 def quantize_rows(y: Tensor) -> QuantizedRows:
-    """`rows_in_e4m3` in plain torch."""
+    """Do as `rows_in_e4m3` in plain torch."""
     wide = y.float()
     scale = wide.abs().amax(-1, keepdim=True).clamp_min(1e-12) * (1.0 / E4M3_MAX)
     values = (wide / scale).clamp(-E4M3_MAX, E4M3_MAX)
@@ -204,7 +204,7 @@ def _launch(
 def constants(
     dim: int, tiles: RowTiles, delta: object, gate: object, scale: object, quantize: bool
 ) -> dict[str, int]:
-    """The kernel's compile-time arguments; None for what is absent."""
+    """Return the kernel's compile-time arguments; None for what is absent."""
     return {
         "DIM": dim,
         "BLOCK": triton.next_power_of_2(dim),

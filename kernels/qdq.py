@@ -20,24 +20,26 @@ PROBABILITY_SCALE = 1 / E4M3_MAX
 
 
 def quantize(x: Tensor, scale: Tensor | float) -> Tensor:
-    """x over its scale, saturated and rounded to e4m3; scale: one number, or broadcastable."""
+    """Return x over its scale, saturated and rounded to e4m3; scale: one number, or
+    broadcastable."""
     # as a tensor: a GPU divides by a number by multiplying with its reciprocal
     divisor = torch.as_tensor(scale, dtype=torch.float32, device=x.device)
     return (x.float() / divisor).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3)
 
 
 def dequantize(x8: Tensor, scale: Tensor | float, dtype: torch.dtype = torch.float32) -> Tensor:
-    """What is left of x, in `dtype`."""
+    """Return what is left of x, in `dtype`."""
     return (x8.float() * scale).to(dtype)
 
 
 def scale_of(amax: float) -> float:
-    """The float32 scale that maps an amax to 448."""
+    """Return the float32 scale that maps an amax to 448."""
     return float(torch.tensor(max(amax, LEAST), dtype=torch.float32) / E4M3_MAX)
 
 
 def weight_scale(weight: Tensor, shared: str) -> Tensor:
-    """Of a matrix [out, in]: [out, 1], one a "channel"; or [1, 1], one a "tensor"."""
+    """Return the scales of a matrix [out, in]: [out, 1], one a "channel"; or [1, 1], one a
+    "tensor"."""
     amax = weight.float().abs().amax(1, keepdim=True)
     if shared == "tensor":
         return amax.amax(0, keepdim=True).clamp_min(LEAST) / E4M3_MAX

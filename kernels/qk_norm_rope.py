@@ -125,7 +125,7 @@ def _launch(
 def constants(
     dim: int, heads: int, tiles: RowTiles, weight: object, rope: object
 ) -> dict[str, int]:
-    """The kernel's compile-time arguments; None for what is absent."""
+    """Return the kernel's compile-time arguments; None for what is absent."""
     return {
         "HEADS": heads,
         "HEAD_DIM": dim // heads,

@@ -39,7 +39,7 @@ def quantize_kv(k: Tensor, v: Tensor) -> QuantizedKV:
 
 
 def plain(k: Tensor, v: Tensor) -> QuantizedKV:
-    """`quantize_kv` in torch."""
+    """Do as `quantize_kv` in torch."""
     tokens, pad = k.shape[1], -k.shape[1] % KEY_BLOCK
     mean, v_scale = _statistics(k, v)
     centred = k.float() - mean.unsqueeze(1)
@@ -54,7 +54,8 @@ def plain(k: Tensor, v: Tensor) -> QuantizedKV:
 
 
 def dequantize_kv(kv: QuantizedKV, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The keys (mean put back) and values that attention in e4m3 works with, as `k`, `v` were."""
+    """Return the keys (mean put back) and values that attention in e4m3 works with, as `k`, `v`
+    were."""
     tokens = kv.k.shape[1]
     scale = kv.k_scale.transpose(1, 2).repeat_interleave(KEY_BLOCK, 1)[:, :tokens, :, None]
     k = kv.k.to(dtype) * scale.to(dtype) + kv.k_mean.to(dtype).unsqueeze(1)
@@ -177,7 +178,7 @@ def _launch(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
 
 
 def constants(heads: int, head_dim: int) -> dict[str, int]:
-    """The kernel's compile-time arguments."""
+    """Return the kernel's compile-time arguments."""
     return {
         "HEADS": heads,
         "HEAD_DIM": head_dim,

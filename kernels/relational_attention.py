@@ -292,7 +292,7 @@ def _run(
 def constants(
     heads: int, head_dim: int, tiles: AttentionTiles, quantized: bool, lse: bool
 ) -> dict[str, Any]:
-    """The kernel's compile-time arguments."""
+    """Return the kernel's compile-time arguments."""
     return {
         "HEADS": heads,
         "HEAD_DIM": head_dim,
@@ -307,7 +307,7 @@ def constants(
 
 
 def _structure(groups: tuple[Tensor, Tensor, Tensor], frame_tokens: int) -> Structure:
-    """What self-attention reads of a structure; the rest is empty."""
+    """Return what self-attention reads of a structure; the rest is empty."""
     nothing = groups[0].new_empty((0,))
     frame = groups[0].new_empty((frame_tokens,))
     return Structure(nothing, nothing, nothing, frame, *groups)

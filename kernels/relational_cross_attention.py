@@ -72,7 +72,7 @@ def relational_cross_attention(call: CrossAttention) -> Attended:
 
 
 def bias_table(q: Tensor, k: Tensor, bias: WordBias, structure: Structure) -> Tensor:
-    """`reference.ops.bias_table` on a GPU: [streams, heads, references, tiles, text_len]."""
+    """Do as `reference.ops.bias_table` on a GPU: [streams, heads, references, tiles, text_len]."""
     return _table(
         q.contiguous(),
         k.contiguous(),
@@ -224,7 +224,7 @@ def _table(q: Tensor, k: Tensor, template: Tensor, bias_tiles: Tensor, ratio: fl
 
 
 def table_constants(heads: int, head_dim: int) -> dict[str, int]:
-    """The table kernel's compile-time arguments."""
+    """Return the table kernel's compile-time arguments."""
     return {
         "HEADS": heads,
         "HEAD_DIM": head_dim,
@@ -283,7 +283,7 @@ def _attend(
 
 
 def constants(heads: int, head_dim: int, tiles: AttentionTiles, biased: bool) -> dict[str, Any]:
-    """The kernel's compile-time arguments."""
+    """Return the kernel's compile-time arguments."""
     return {
         "HEADS": heads,
         "HEAD_DIM": head_dim,

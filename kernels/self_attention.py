@@ -30,7 +30,7 @@ NAMES = ("triton", "split-sdpa", *(f"split-sdpa:{name}" for name in BACKENDS), "
 
 
 def self_attention(name: str) -> SelfAttentionOp:
-    """The implementation of that name. Raises ValueError for a name that is none."""
+    """Return the implementation of that name. Raises ValueError for a name that is none."""
     if name not in NAMES:
         raise ValueError(f"self-attention: got '{name}', accepted are {', '.join(NAMES)}")
     if name == "triton":
@@ -101,7 +101,7 @@ class FlexSelfAttention:
 
 
 def frame_visibility(structure: Structure, video_frames: int) -> Tensor:
-    """Which frame sees which: bool [streams, frames, frames], the video's frames first."""
+    """Return which frame sees which: bool [streams, frames, frames], the video's frames first."""
     streams, references = structure.group_inverse.shape
     groups, members = structure.group_index.shape[1:]
     frames = video_frames + references

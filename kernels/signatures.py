@@ -58,7 +58,7 @@ def of_relational_cross_attention(
 
 
 def of_bias_table(dtype: torch.dtype, heads: int, head_dim: int) -> Specialization:
-    """The table of MCAM."""
+    """Return the table of MCAM."""
     types = dict.fromkeys(("q", "k", "table"), POINTERS[dtype])
     types |= {"template": _F32, "scale": "fp32"}
     kernel = relational_cross_attention.table_kernel
@@ -76,7 +76,7 @@ def of_quantize_kv(dtype: torch.dtype, heads: int, head_dim: int) -> Specializat
 
 
 def of_kv_statistics(dtype: torch.dtype, heads: int, head_dim: int) -> Specialization:
-    """What keys share and how large values are, block by block."""
+    """Return what keys share and how large values are, block by block."""
     types = dict.fromkeys(("k", "v"), POINTERS[dtype]) | dict.fromkeys(("k_sum", "v_amax"), _F32)
     constants = quantize_kv.constants(heads, head_dim)
     kernel = quantize_kv.statistics_kernel

@@ -54,7 +54,8 @@ class RowTiles:
 
 
 def architecture(capability: Capability) -> int:
-    """The compiled-for architecture whose code and tiles a GPU takes: (8, 6) -> 89, (12, 1) -> 120.
+    """Return the compiled-for architecture whose code and tiles a GPU takes: (8, 6) -> 89, (12, 1)
+    -> 120.
 
     Raises ValueError for GPUs older than Ampere or newer than any known.
     """
@@ -102,20 +103,21 @@ def trying(op: str, tiles: AttentionTiles | RowTiles) -> Iterator[None]:
 
 
 def attention_settings(sm: int, op: str, dtype: str, head_dim: int) -> AttentionTiles:
-    """What `tiles.json` says; heads of up to 64 and of up to 128 channels have entries."""
+    """Return what `tiles.json` says; heads of up to 64 and of up to 128 channels have entries."""
     width = next(width for width in (64, 128) if head_dim <= width)
     width_key = f"{op}/{dtype.replace('bfloat16', 'half').replace('float16', 'half')}/{width}"
     return AttentionTiles(**settings(sm, width_key))
 
 
 def settings(sm: int, key: str) -> dict[str, Any]:
-    """One entry of the file, without its source."""
+    """Return one entry of the file, without its source."""
     entry = _table()[f"sm_{sm}"][key]
     return {name: value for name, value in entry.items() if name != "source"}
 
 
 def chosen_self_attention(sm: int) -> tuple[str, str]:
-    """Which implementation of self-attention in half precision is used, and on what evidence."""
+    """Return which implementation of self-attention in half precision is used, and on what
+    evidence."""
     entry = _table()[f"sm_{sm}"]["self_attention"]
     return entry["name"], entry["source"]
 

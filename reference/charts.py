@@ -129,7 +129,7 @@ def frontier_figure(title: str, across: str, up: str, points: Sequence[Measured]
 
 
 def unbeaten(points: Sequence[Measured]) -> list[Point]:
-    """The points that no other beats, in less x and more y, from the left."""
+    """Return the points that no other beats, in less x and more y, from the left."""
     best, found = float("-inf"), []
     for point in sorted(points, key=lambda point: (point.x, -point.y)):
         if point.y > best:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def relative_error(actual: Tensor | Sequence[float], expected: Tensor) -> float:
-    """|actual - expected| / |expected|, in the 2-norm and float64."""
+    """Return |actual - expected| / |expected|, in the 2-norm and float64."""
     difference = torch.as_tensor(actual).double() - expected.double()
     return float(difference.norm() / expected.double().norm().clamp_min(1e-30))
 

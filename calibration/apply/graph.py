@@ -163,7 +163,7 @@ def carried_ops(
 def attend_spelled(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, qdq: Qdq, scale: Tensor
 ) -> Tensor:
-    """`reference.ops.attend` with probabilities in e4m3; q, k, v are quantized already."""
+    """Do as `reference.ops.attend` with probabilities in e4m3; q, k, v are quantized already."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     logits = (q @ k.transpose(2, 3)).float() * q.shape[-1] ** -0.5
     if mask is not None and mask.dtype == torch.bool:

@@ -58,7 +58,7 @@ def marked(model: LumosX, ops: Ops) -> Iterator[Ops]:
         return ops.self_attention(call._replace(video=QKV(q, k, v), condition=condition))
 
     def entered(names: tuple[str, ...]) -> Any:
-        """For a module whose first arguments are residual streams."""
+        """Make a hook for a module whose first arguments are residual streams."""
 
         def hook(module: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
             states = zip(given, names, strict=False)
@@ -78,7 +78,7 @@ def marked(model: LumosX, ops: Ops) -> Iterator[Ops]:
 
 
 def mark(x: Tensor, name: str) -> Tensor:
-    """x itself, with a node behind it."""
+    """Return x itself, with a node behind it."""
     return torch.onnx.ops.symbolic(
         f"{_DOMAIN}::{_KIND}", (x,), {"name": name}, dtype=x.dtype, shape=x.shape, version=1
     )

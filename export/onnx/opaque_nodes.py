@@ -70,8 +70,8 @@ def export_plugin_onnx(
 
 
 def plugin_ops(config: LumosXConfig) -> Ops:
-    """The operations as opaque nodes; the video's cross-attention, QK norms without rotation and
-    `norm_modulate` stay standard operators."""
+    """Return the operations as opaque nodes; the video's cross-attention, QK norms without
+    rotation and `norm_modulate` stay standard operators."""
     attributes = {"heads": config.num_heads, "scale": config.head_dim**-0.5}
     spelled = export_ops(OPSETS[0])
 
@@ -135,7 +135,8 @@ def _node(
 
 
 def operations(config: LumosXConfig) -> dict[str, Operation]:
-    """What each kind of node computes, in operations that are exported as standard operators."""
+    """Return what each kind of node computes, in operations that are exported as standard
+    operators."""
     spelled = export_ops(OPSETS[0])
     video = {name: "batch video heads head_dim" for name in ("video_q", "video_k", "video_v")}
     condition = {
@@ -207,7 +208,7 @@ class _Body(nn.Module):
 
 
 def _function(name: str, operation: Operation, config: LumosXConfig, dtype: torch.dtype) -> Any:
-    """The body of a kind of node, as an onnx_ir function: any batch, tokens and groups."""
+    """Return the body of a kind of node, as an onnx_ir function: any batch, tokens and groups."""
     import onnx_ir as ir
 
     sizes, example = _example(config, dtype)
@@ -260,7 +261,7 @@ def _example(config: LumosXConfig, dtype: torch.dtype) -> tuple[dict[str, int], 
 
 
 def _attributes(name: str) -> list[Any]:
-    """What a plugin reads off a node; a body has these numbers built in."""
+    """Return what a plugin reads off a node; a body has these numbers built in."""
     import onnx_ir as ir
 
     names: tuple[str, ...] = {"QkNormRope": ("heads", "eps")}.get(name, ("heads", "scale"))

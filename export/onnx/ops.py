@@ -51,7 +51,8 @@ def rotate_operator(x: Tensor, rope: Tensor) -> Tensor:
 
 
 def attend_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """The operator always: TensorRT fuses it with a mask that broadcasts over the queries too."""
+    """Return the operator always: TensorRT fuses it with a mask that broadcasts over the queries
+    too."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     out, *_ = torch.onnx.ops.attention(q, k, v, mask)
     return out.transpose(1, 2)

@@ -30,7 +30,7 @@ def blocks_of(model: Any) -> int:
 
 
 def parts_of(model: Any, *, keys: bool, steps: bool) -> dict[str, Any]:
-    """The parts of an ONNX model (its weights beside it) that run one after the other.
+    """Return the parts of an ONNX model (its weights beside it) that run one after the other.
 
     keys: the references' keys and values apart. steps: the first block, the others and the head
     apart; needs two blocks. Raises ValueError for a graph without marks, or with too few.
@@ -58,7 +58,7 @@ def parts_of(model: Any, *, keys: bool, steps: bool) -> dict[str, Any]:
 
 
 def cut(model: Any, given: Collection[str], wanted: Sequence[str]) -> Any:
-    """The part of an ONNX model that makes `wanted` from its inputs and from `given`."""
+    """Return the part of an ONNX model that makes `wanted` from its inputs and from `given`."""
     from onnx import GraphProto, ModelProto
 
     graph, given = model.graph, set(given)
@@ -96,8 +96,8 @@ def load(path: Path) -> Any:
 
 
 def _compare(graph: Any, like: Any) -> None:
-    """The first block's residual, and its mean change as a share of `previous`, the largest of all
-    streams and seeds."""
+    """Add the first block's residual, and its mean change as a share of `previous`, the largest
+    of all streams and seeds."""
     from onnx import TensorProto, helper
 
     graph.initializer.append(helper.make_tensor("all/axes", TensorProto.INT64, [2], [1, 2]))
@@ -120,7 +120,7 @@ def _compare(graph: Any, like: Any) -> None:
 
 
 def _subtract(graph: Any, like: Any) -> None:
-    """What is added to the first block's video, in place of the last block's."""
+    """Add what is added to the first block's video, in place of the last block's."""
     from onnx import helper
 
     graph.node.append(helper.make_node("Sub", [LAST, FIRST], [ADDED]))
@@ -129,7 +129,7 @@ def _subtract(graph: Any, like: Any) -> None:
 
 
 def _add(graph: Any, like: Any) -> None:
-    """The last block's video, from what comes before it."""
+    """Add the last block's video, from what comes before it."""
     from onnx import helper
 
     nodes = [helper.make_node("Add", [FIRST, ADDED], [LAST]), *graph.node]

@@ -47,7 +47,7 @@ class Layer:
         return self.kind == "gemm" and self.types == (FP8,)
 
     def count(self, kind: str) -> int:
-        """How many tensors of a type it reads."""
+        """Return how many tensors of a type it reads."""
         return sum(kind == found for _, found in self.inputs)
 
     @property
@@ -57,7 +57,7 @@ class Layer:
 
 
 def read_layers(table: str) -> list[Layer]:
-    """The kernels of a table. Raises LumosXError where the text is none."""
+    """Return the kernels of a table. Raises LumosXError where the text is none."""
     layers = []
     for line in table.splitlines():
         found = _LINE.match(line)
@@ -66,7 +66,7 @@ def read_layers(table: str) -> list[Layer]:
             nodes = tuple(_NODE.findall(line))
             layers.append(Layer(found["name"], found["kind"], inputs, nodes))
     if not table.startswith(HEADING) or not layers:
-        raise LumosXError(f"TensorRT told no layer table to judge the plan by: {table[:60]!r}")
+        raise LumosXError(f"TensorRT returned no layer table to judge the plan by: {table[:60]!r}")
     return layers
 
 
@@ -77,8 +77,8 @@ def problems(
     precision: str,
     fp8: Collection[str] = (),
 ) -> list[str]:
-    """What is wrong with a table: attention that is not one kernel, or reads other types; inputs
-    that nothing reads.
+    """List what is wrong with a table: attention that is not one kernel, or reads other types;
+    inputs that nothing reads.
 
     sites: the attention nodes of the network, by name. precision: "bf16" or "fp16". fp8: sites
     whose queries, keys and values are read in e4m3; a mask, if they have one, is not.

@@ -23,7 +23,8 @@ SLOTS = "key_slots"  # the buffer, and the graph's initializer
 
 
 def slots_of(size: tuple[int, int, int], references: int) -> Tensor:
-    """For a video of this size (frames, rows, columns of tokens) and so many references."""
+    """Number the key slots of a video of this size (frames, rows, columns of tokens) and so many
+    references."""
     frames, height, width = size
     layout = SceneLayout(video_frames=frames, height=height, width=width, lone=references)
     return torch.arange(max(layout.tokens, FEWEST))

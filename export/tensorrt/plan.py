@@ -42,7 +42,7 @@ NOTHING = Fp8()
 
 
 def attention_sites(num_layers: int) -> list[str]:
-    """Every attention of a model, in the order of its graph: `blocks.0.self.video`, ..."""
+    """Return every attention of a model, in the order of its graph: `blocks.0.self.video`, ..."""
     return [
         f"blocks.{block}.{part}"
         for block in range(num_layers)
@@ -183,7 +183,7 @@ def _aim(trt: Any, config: Any, targets: Sequence[str]) -> None:
 
 
 def _build(trt: Any, builder: Any, network: Any, config: Any, report: Report) -> Any:
-    """The plan, or None. Built beside the calling thread, because that one hears Ctrl-C."""
+    """Return the plan, or None. Built beside the calling thread, because that one hears Ctrl-C."""
     stopped, phases = threading.Event(), SimpleQueue[str]()
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]

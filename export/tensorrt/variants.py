@@ -39,12 +39,12 @@ class Dialect:
 
 
 def logged_layers(trt: Any, log: Any, table: str, plan: Any) -> list[Layer]:
-    """The kernels by the table that was logged while building; no GPU is needed."""
+    """Return the kernels by the table that was logged while building; no GPU is needed."""
     return read_layers(table)
 
 
 def inspected_layers(trt: Any, log: Any, table: str, plan: Any) -> list[Layer]:
-    """The kernels as the engine inspector of TensorRT 10 and 11 tells them, on a GPU."""
+    """Return the kernels as the engine inspector of TensorRT 10 and 11 tells them, on a GPU."""
     engine = trt.Runtime(log).deserialize_cuda_engine(memoryview(plan))
     if engine is None:
         raise LumosXError("TensorRT cannot load the plan that it built a moment ago")
@@ -65,7 +65,8 @@ CLASSIC = Dialect(
 
 
 def read_inspected(text: str) -> list[Layer]:
-    """The kernels of an engine inspector's JSON. Raises LumosXError where the text is none."""
+    """Return the kernels of an engine inspector's JSON. Raises LumosXError where the text is
+    none."""
     try:
         entries = json.loads(text)["Layers"]
         layers = [
@@ -80,12 +81,12 @@ def read_inspected(text: str) -> list[Layer]:
     except (ValueError, KeyError, TypeError, AttributeError):
         layers = []
     if not layers:
-        raise LumosXError(f"TensorRT told no layers to judge the plan by: {text[:60]!r}")
+        raise LumosXError(f"TensorRT returned no layers to judge the plan by: {text[:60]!r}")
     return layers
 
 
 def _type_of(tensor: Mapping[str, Any]) -> str:
-    """The tensor's type: 11 has a field for it, 10 a phrase with it."""
+    """Return the tensor's type: 11 has a field for it, 10 a phrase with it."""
     said = str(tensor.get("DataType") or tensor.get("Format/Datatype") or "")
     found = [word for word in ("BFloat16", "Half", "Float", "FP8", "Int64", "Bool") if word in said]
     return found[0] if found else said
@@ -100,7 +101,7 @@ def _nodes_of(metadata: str) -> tuple[str, ...]:
 
 
 def plugin_nodes(graph: Path) -> dict[str, str]:
-    """{name: kind} of every opaque node of an ONNX graph, in its order."""
+    """Return {name: kind} of every opaque node of an ONNX graph, in its order."""
     import onnx
 
     nodes = onnx.load(graph, load_external_data=False).graph.node
@@ -127,6 +128,6 @@ def name_plugins(trt: Any, network: Any, plugins: Mapping[str, str]) -> list[str
 
 
 def missing_plugins(layers: Sequence[Layer], plugins: Sequence[str]) -> list[str]:
-    """What is wrong with a plan's kernels: plugins that none of them names."""
+    """List what is wrong with a plan's kernels: plugins that none of them names."""
     told = {layer.name for layer in layers} | {node for layer in layers for node in layer.nodes}
     return [f"the plugin {name} is no kernel of the plan" for name in plugins if name not in told]

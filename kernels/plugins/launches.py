@@ -61,7 +61,7 @@ def video_self(
 def bias_table(
     shapes: Shapes, dtype: torch.dtype, heads: int, head_dim: int, ratio: float, cdiv: CeilDiv
 ) -> Launch:
-    """The table of MCAM; no tiles to choose, so it is the same on every architecture."""
+    """Return the table of MCAM; no tiles to choose, so it is the same on every architecture."""
     streams, references, text_len = shapes["template"]
     tiles, height, width = shapes["tile_pool"]
     constants = relational_cross_attention.table_constants(heads, head_dim)

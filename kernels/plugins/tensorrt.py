@@ -46,7 +46,8 @@ def register(trt: Any, trtp: Any, sm: int) -> list[str]:
         return code.entry, without_hidden_parameters(code.ptx), params, counts
 
     def combinations(floats: str, *positions: str) -> Any:
-        """One dependent choice of type for what is F, the named type for the rest; all linear."""
+        """Offer one dependent choice of type for what is F, the named type for the rest; all
+        linear."""
         types = [floats if position == "F" else position for position in positions]
         return [trtp.AutoTuneCombination(", ".join(types), "LINEAR")]
 

@@ -22,12 +22,12 @@ class NotVerified(UserWarning):
 
 
 def digest_of(folder: Path) -> str:
-    """What a certificate is bound to."""
+    """Return what a certificate is bound to."""
     return sha256_of(folder / MANIFEST)
 
 
 def certificate_of(folder: Path) -> dict[str, Any] | None:
-    """The comparison of this very content; None where there is none."""
+    """Return the comparison of this very content; None where there is none."""
     check = read_report(folder).get("verify")
     if check is None or check.get("engine_sha256") != digest_of(folder):
         return None

@@ -23,7 +23,8 @@ SMALL = RELEASED | {"frames": 17, "height": 128, "width": 288, "steps": 20}
 
 
 def read_defaults(root: Path) -> dict[str, Any]:
-    """The defaults of the bundle at `root`. Raises LumosXError for a file that says nonsense."""
+    """Return the defaults of the bundle at `root`. Raises LumosXError for a file that says
+    nonsense."""
     file = root / DEFAULTS_FILE if root.is_dir() else root
     if file.name != DEFAULTS_FILE or not file.is_file():
         return RELEASED
@@ -36,7 +37,7 @@ def read_defaults(root: Path) -> dict[str, Any]:
 
 
 def default_problems(values: dict[str, Any]) -> list[str]:
-    """What is missing in, or wrong with, a table of defaults."""
+    """List what is missing in, or wrong with, a table of defaults."""
     return [
         f"{name!r} must be a positive {kind.__name__}"
         for name, kind in KINDS.items()

@@ -137,7 +137,7 @@ def _shape_problems(raw: dict[str, Any]) -> list[str]:
 
 
 def _table_problems(raw: dict[str, Any]) -> list[str]:
-    """What is wrong inside the tables that engines read."""
+    """Return what is wrong inside the tables that engines read."""
     problems = []
     try:
         LumosXConfig(**raw["model"])
@@ -182,7 +182,8 @@ def _record_problems(records: dict[str, Any]) -> list[str]:
 
 
 def path_problems(name: str, backend: str = "onnxruntime") -> list[str]:
-    """What is wrong with a file name of a manifest: it must be relative, inside, and plain data.
+    """List what is wrong with a file name of a manifest: it must be relative, inside, and plain
+    data.
 
     Only torch and the TensorRTs have files of code: a `PACKAGE`, a `PLAN`, plans of buckets.
     """
@@ -202,12 +203,12 @@ def _is_code(name: str, backend: str) -> bool:
 
 
 def plan_of(references: int) -> str:
-    """The plan for scenes of up to so many references, where there are several."""
+    """Return the plan for scenes of up to so many references, where there are several."""
     return f"transformer/model-{references}.plan"
 
 
 def buckets_of(names: Iterable[str]) -> list[int]:
-    """The references of every such plan among files, fewest first."""
+    """Return the references of every such plan among files, fewest first."""
     found = (_BUCKET.fullmatch(name) for name in names)
     return sorted(int(match[1]) for match in found if match)
 

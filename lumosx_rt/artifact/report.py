@@ -11,7 +11,8 @@ from lumosx_rt.reference.files import write_atomically
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """The sound sections of the engine's last report; none if it has none or it cannot be read."""
+    """Return the sound sections of the engine's last report; none if it has none or it cannot be
+    read."""
     try:
         found = json.loads((folder / REPORTS[0]).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -100,7 +101,7 @@ def _plan_lines(layers: dict[str, Any] | None) -> list[str]:
 
 
 def _bucket_lines(buckets: dict[str, Any]) -> list[str]:
-    """The plans of an engine that has several; the table above is the last one's."""
+    """Return the plans of an engine that has several; the table above is the last one's."""
     if not buckets:
         return []
     return [
@@ -134,7 +135,7 @@ def _fp8_lines(facts: dict[str, Any] | None) -> list[str]:
 
 
 def _compiled(build: dict[str, Any]) -> str:
-    """What was made: a graph, code, or whatever another backend keeps."""
+    """Return what was made: a graph, code, or whatever another backend keeps."""
     if "compile_seconds" in build:
         return f"compiled in {build['compile_seconds']} s for {', '.join(build['device'].values())}"
     if "opset" in build:
@@ -161,7 +162,7 @@ def _verify_section(check: dict[str, Any]) -> list[str]:
 
 
 def _quirk_lines(quirks: list[dict[str, Any]]) -> list[str]:
-    """What would show if the engine had lost a quirk that the weights depend on."""
+    """Return what would show if the engine had lost a quirk that the weights depend on."""
     if not quirks:
         return []
 

@@ -34,7 +34,7 @@ class CheckpointSource:
         return {name: cache.content_hash(part) for name, part in parts.items() if part is not None}
 
     def identity(self) -> dict[str, Any]:
-        """What the manifest says of the weights."""
+        """Return what the manifest says of the weights."""
         self.bundle.require("transformer")
         return {
             "source": "bundle",
@@ -99,7 +99,7 @@ def random_transformer(config: LumosXConfig, seed: int) -> LumosX:
 
 
 def weights_digest(model: LumosX) -> str:
-    """sha256 over names and float32 values of all parameters, in name order."""
+    """Return the sha256 over names and float32 values of all parameters, in name order."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
@@ -108,7 +108,7 @@ def weights_digest(model: LumosX) -> str:
 
 
 def source_of(manifest: Manifest, checkpoint: str | Path | None) -> Source:
-    """The weights an engine was built from, to compare it with.
+    """Return the weights an engine was built from, to compare it with.
 
     checkpoint: where they are; needed unless they are random or still where they were built from.
     Raises LumosXError where they cannot be found or are others.
@@ -135,7 +135,7 @@ def source_of(manifest: Manifest, checkpoint: str | Path | None) -> Source:
 
 
 def encoders_of(manifest: Manifest, engine: Path, components: str | Path | None) -> Bundle:
-    """The bundle that holds the engine's text encoder, tokenizer and VAE.
+    """Return the bundle that holds the engine's text encoder, tokenizer and VAE.
 
     Looked for in the engine, then in `components`, then where the user cache remembers them.
     Raises LumosXError where they are missing or others than those the engine belongs to.

@@ -23,7 +23,7 @@ def cache_dir() -> Path:
 
 
 def content_hash(part: Component) -> str:
-    """The part's sha256; not computed again while its files keep size and time."""
+    """Return the part's sha256; not computed again while its files keep size and time."""
     stamp = {
         str(f.absolute()): [f.stat().st_size, f.stat().st_mtime_ns, f.stat().st_ctime_ns]
         for f in (*part.files, *([part.config] if part.config else []))
@@ -44,7 +44,7 @@ def remember(bundle: Bundle, hashes: dict[str, str]) -> None:
 
 
 def recall(digest: str) -> Bundle | None:
-    """The bundle that held a part with this hash, if it is still where it was."""
+    """Return the bundle that held a part with this hash, if it is still where it was."""
     with suppress(OSError, ValueError, KeyError, TypeError, LumosXError):
         note = json.loads((cache_dir() / "bundles" / f"{digest}.json").read_text())
         return find_bundle(note["root"])
@@ -52,7 +52,7 @@ def recall(digest: str) -> Bundle | None:
 
 
 def kernels_of(digest: str) -> Path:
-    """Where TensorRT-RTX keeps the kernels it compiled for the plan with this hash."""
+    """Return where TensorRT-RTX keeps the kernels it compiled for the plan with this hash."""
     return cache_dir() / "kernels" / f"{digest}.bin"
 
 
@@ -62,7 +62,7 @@ def note_compiled(digest: str) -> None:
 
 
 def compiled_here(digest: str) -> bool:
-    """Whether the package or plan with this hash was compiled here, by this user."""
+    """Tell whether the package or plan with this hash was compiled here, by this user."""
     return _compiled(digest).is_file()
 
 

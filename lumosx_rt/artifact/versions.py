@@ -8,7 +8,7 @@ from lumosx_rt.reference.version import VERSION
 
 
 def versions(**others: str) -> dict[str, str]:
-    """lumosx-rt, torch and Python, and what else is named."""
+    """Return the versions of lumosx-rt, torch and Python, and what else is named."""
     return {
         "lumosx_rt": VERSION,
         "torch": torch.__version__.split("+")[0],

@@ -118,7 +118,7 @@ def benchmark(
 def default_folder(
     path: Path, suite: str, scene_list: str, quick: bool = False, lossy: Lossy = EXACT
 ) -> Path:
-    """Where a run is kept that was not told where."""
+    """Name the folder of a run that was given none."""
     last = f"-{scene_list}" if suite != "speed" else "-quick" if quick else ""
     last += f"-keys{lossy.keys_every}" if lossy.reuses_keys else ""
     last += f"-skip{lossy.skip_below:g}" if lossy.skips_blocks else ""

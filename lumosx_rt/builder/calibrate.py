@@ -201,7 +201,7 @@ class Run:
         )
 
     def ranges(self) -> Ranges:
-        """What all scenes show."""
+        """Observe all scenes."""
         parts = []
         for i, scene in enumerate(self.scenes.scenes):
             self.progress(f"observing {scene.name}", i, len(self.scenes.scenes))
@@ -215,7 +215,7 @@ class Run:
         return merged(parts)
 
     def energies(self, simulation: Simulation, sites: Collection[str]) -> list[Any]:
-        """Of every site alone."""
+        """Measure every site alone in FP8."""
         parts = []
         for i, example in enumerate(self.sensitive):
             self.progress(f"sensitivity on {example.name}", i, len(self.sensitive))
@@ -230,7 +230,7 @@ class Run:
         return parts
 
     def schemes(self, ranges: Ranges, sites: Collection[str]) -> list[dict[str, Any]]:
-        """What each scheme gives with everything in FP8."""
+        """Measure each scheme with everything in FP8."""
         found = []
         for scheme in SCHEMES:
             scales = {name: scales_of(name, ranges[name], scheme) for name in ranges}
@@ -240,7 +240,7 @@ class Run:
         return found
 
     def noise(self, simulation: Simulation, sites: Collection[str]) -> tuple[float, ...]:
-        """noise / signal of the velocity with these sites in FP8."""
+        """Measure noise / signal of the velocity with these sites in FP8."""
         self.progress(f"measuring {len(sites)} sites in FP8", 0, 1)
         key = hashlib.sha256(repr((simulation.scheme, sorted(sites))).encode()).hexdigest()[:16]
         parts = self.ledger.note(
@@ -304,7 +304,7 @@ def told(found: Calibration, out: Path) -> str:
 
 
 def shown(found: Calibration, out: Path) -> dict[str, Any]:
-    """The same for programs."""
+    """Return the same for programs."""
     return {
         "calibration": str(out),
         "sites": len(found.sites),

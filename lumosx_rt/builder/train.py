@@ -36,7 +36,8 @@ def train(
 
 
 def _recipe_of(name: str) -> Any:
-    """The recipe that a function in a file returns. The file is the user's own and is run."""
+    """Return the recipe that a function in a file returns. The file is the user's own and is
+    run."""
     from lumosx_rt.reference.training.recipe import Recipe
 
     file, _, function = name.rpartition(":")

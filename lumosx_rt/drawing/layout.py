@@ -103,7 +103,7 @@ def _count(layout: SceneLayout) -> str:
 
 
 def _occurrences(word: str, caption: str) -> list[tuple[int, int]]:
-    """Where the word stands in the caption as whole words."""
+    """Return where the word stands in the caption as whole words."""
     pattern = rf"(?<!\w){re.escape(word.strip())}(?!\w)"
     return [match.span() for match in re.finditer(pattern, caption)] if word.strip() else []
 
@@ -118,7 +118,7 @@ def _colours(layout: SceneLayout) -> list[str]:
 
 
 def _places(layout: SceneLayout) -> list[str]:
-    """Where each reference stands, in words."""
+    """Return where each reference stands, in words."""
     places = [f"lone {i}" for i in range(1, layout.lone + 1)]
     for s, size in enumerate(layout.subjects, 1):
         places += [f"subject {s}, picture {i}" for i in range(1, size + 1)]
@@ -126,7 +126,7 @@ def _places(layout: SceneLayout) -> list[str]:
 
 
 def _sequence_bar(layout: SceneLayout, words: Words, colours: list[str], width: int) -> Image.Image:
-    """The groups along the sequence, to scale but for those too short for their names."""
+    """Return the groups along the sequence, to scale but for those too short for their names."""
     sizes = [layout.video_frames, *(stop - start for start, stop in layout.groups)]
     names = ["video", *(shortened(word, 110) for word in words[: layout.lone])]
     names += [f"subject {s}" for s in range(1, len(layout.subjects) + 1)]
@@ -174,7 +174,7 @@ def _attention_matrix(layout: SceneLayout, words: Words, colours: list[str]) -> 
 
 
 def attention_blocks(layout: SceneLayout, colours: Sequence[str]) -> tuple[Image.Image, list[int]]:
-    """The bare matrix, and the pixels where its rows and columns begin and end.
+    """Return the bare matrix, and the pixels where its rows and columns begin and end.
 
     One block for the video and one for each reference, sides in proportion to their tokens but at
     least LEAST_BLOCK pixels. A block is HIDDEN where its queries do not see its keys.
@@ -219,7 +219,8 @@ def _reference_table(
 
 
 def _bound_caption(caption: str, spans: Spans, colours: list[str], width: int) -> Image.Image:
-    """The caption, wrapped; bound words on their colour, with their references' numbers above."""
+    """Return the caption, wrapped; bound words on their colour, with their references' numbers
+    above."""
     font, tag_font = font_of(18), font_of(12)
     bound: list[list[int]] = [[] for _ in caption]
     starts: dict[int, list[str]] = {}

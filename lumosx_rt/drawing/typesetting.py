@@ -12,7 +12,8 @@ INK, FAINT, PAPER, ALARM = "#20242c", "#6b7280", "#ffffff", "#c62828"
 
 
 def drawable(text: str) -> str:
-    """`text` in the letters that Pillow's own font has, one for one; white space becomes blanks."""
+    """Return `text` in the letters that Pillow's own font has, one for one; white space becomes
+    blanks."""
     plain = text.translate(str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014", "''\"\"--"))
     plain = "".join(" " if letter.isspace() else letter for letter in plain)
     bases = (unicodedata.normalize("NFKD", letter)[0] for letter in plain)
@@ -31,7 +32,7 @@ def text_width(text: str, size: int = 13) -> int:
 
 
 def shortened(text: str, width: int) -> str:
-    """`text`, or its beginning and an ellipsis, if it is too long for a label."""
+    """Return `text`, or its beginning and an ellipsis, if it is too long for a label."""
     if text_width(text) <= width:
         return text
     while text and text_width(text + "...") > width:
@@ -47,7 +48,7 @@ def centred(
 
 
 def wrapped(text: str, size: int, width: int) -> list[tuple[int, float]]:
-    """(line, x) of every character, broken at spaces, and within words that are too long."""
+    """Return (line, x) of every character, broken at spaces, and within words that are too long."""
     font, places, line, x = font_of(size), list[tuple[int, float]](), 0, 0.0
     for unit in re.findall(r"\s+|\S+", text):
         if not unit.isspace() and x > 0 and x + font.getlength(unit) > width:

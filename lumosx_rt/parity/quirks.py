@@ -26,7 +26,7 @@ TIME = "times are cut to whole numbers"
 def check_quirks(
     engine: Backend, reference: Backend, request: Request, head_dim: int, allowed: float | Backend
 ) -> list[dict[str, Any]]:
-    """What undoing each quirk changes in one guided pass of the request's first seed.
+    """Return what undoing each quirk changes in one guided pass of the request's first seed.
 
     allowed: the engine's relative error that a comparison accepts, or what errs itself, of which
     `ROUNDED_GATE` times as much is.

@@ -102,13 +102,14 @@ def verify(
 
 
 def _badness(result: dict[str, Any]) -> float:
-    """The final error over what is allowed."""
+    """Return the final error over what is allowed."""
     error = result["final_relative_error"]
     return float("inf") if error is None else float(error / result["gate"])
 
 
 def _fp8_check(engine: Engine, model: LumosX, document: Calibration) -> dict[str, Any]:
-    """What FP8 is in an engine, and whether its graph, where there is one, is what it says."""
+    """Return what FP8 is in an engine, and whether its graph, where there is one, is what it
+    says."""
     facts: dict[str, Any] = {
         "passed": True,
         "sites": len(document.sites),
@@ -131,8 +132,8 @@ def compare(
     gate: float | Backend,
     progress: Callable[[str, int], None] = lambda what, done: None,
 ) -> tuple[dict[str, Any], tuple[Frames, Frames] | None]:
-    """One request on engine and reference, free-running from the same noise, and two controls; and
-    the frames that both made of the first seed, uint8 [frames, height, width, 3].
+    """Run one request on engine and reference, free-running from the same noise, and two controls;
+    and the frames that both made of the first seed, uint8 [frames, height, width, 3].
 
     gate: the largest error of the final latents, or what errs itself, of which `ROUNDED_GATE` times
     as much is allowed.

@@ -113,7 +113,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
 
 
 def occurrences(word: str, text: str) -> list[tuple[int, int]]:
-    """Every place where a word stands in a text, as character ranges."""
+    """Return every place where a word stands in a text, as character ranges."""
     spans, start = [], text.find(word) if word else -1
     while start >= 0:
         spans.append((start, start + len(word)))

@@ -28,7 +28,7 @@ _SITE = re.compile(r"(?:model\.)?((?:blocks\.(\d+)|head|\w+_embedding|time_proje
 def explain(
     backend: Backend, folder: Path, manifest: Manifest, inputs: Inputs, latents: Tensor, time: int
 ) -> str:
-    """Where a call's velocity is not finite, as a part of a sentence.
+    """Return where a call's velocity is not finite, as a part of a sentence.
 
     latents: [streams, seeds, channels, frames, rows, columns], what the failing call was given.
     Never raises: what cannot be shown is said.
@@ -57,13 +57,13 @@ def _told(site: str | None, where: str) -> str:
 
 
 def spoiled_input(inputs: Inputs, latents: Tensor) -> str | None:
-    """Which of the things a call was given is not finite."""
+    """Return which of the things a call was given is not finite."""
     given = {"latents": latents, **inputs.tensors}
     return next((f"the {n}" for n, x in given.items() if not torch.isfinite(x).all()), None)
 
 
 def in_model(model: LumosX, inputs: Inputs, latents: Tensor, time: int) -> str | None:
-    """The first place of the reference, in the order of its work, that is not finite."""
+    """Return the first place of the reference, in the order of its work, that is not finite."""
     found: list[str] = []
     with _watched(model, found):
         EagerBackend(model).bind(inputs)(latents, time)
@@ -121,7 +121,7 @@ def _watched(model: LumosX, found: list[str]) -> Iterator[None]:
 
 
 def in_graph(graph: Path, inputs: Inputs, latents: Tensor, time: int) -> str | None:
-    """The first place of an ONNX graph, in its order, whose values are not finite.
+    """Return the first place of an ONNX graph, in its order, whose values are not finite.
 
     Beside every value stands its sum of 0 * x, which is 0 or NaN; only these leave the graph, so
     the run needs hardly more memory than a step. It takes the weights a second time, on the CPU.

@@ -120,7 +120,7 @@ class Engine:
         progress: Callable[[SamplerState], None] = lambda state: None,
         **settings: Unpack[Settings],
     ) -> list[Video]:
-        """One video per seed. What is not said is the engine's default (`manifest.defaults`).
+        """Make one video per seed. What is not said is the engine's default (`manifest.defaults`).
 
         `progress` is shown the state after every step. Raises LumosXError for scenes and sizes that
         do not fit, before any heavy work, and for output that is not finite or flat.
@@ -207,7 +207,7 @@ class Engine:
     def plan(
         self, scene: Scene | str | Path | Request | ValidRequest, **settings: Unpack[Settings]
     ) -> MemoryPlan:
-        """What a request will need of memory, and how it is made to fit `max_memory`.
+        """Return what a request will need of memory, and how it is made to fit `max_memory`.
 
         No encoder is loaded. Raises LumosXError where it cannot fit.
         """
@@ -216,7 +216,7 @@ class Engine:
         return scene.plan or self._plan(scene)
 
     def max_batch(self, request: Request, most: int) -> tuple[int, MemoryPlan | None]:
-        """How many requests like this one, up to `most`, fit through the backend together.
+        """Return how many requests like this one, up to `most`, fit through the backend together.
 
         With the plan for so many, where there is a limit of memory.
         """
@@ -271,7 +271,7 @@ class Engine:
     def sample_together(
         self, requests: Sequence[Request], plan: MemoryPlan | None = None
     ) -> Iterator[list[SamplerState | NotFinite]]:
-        """`sample` for requests of one `batch_key`; see `denoise_together`.
+        """Do as `sample` for requests of one `batch_key`; see `denoise_together`.
 
         plan: of `max_batch`, for several requests; one carries its own.
         """
@@ -308,7 +308,7 @@ class Engine:
     def stream(
         self, scene: Scene | str | Path, *, previews: bool = True, **settings: Unpack[Settings]
     ) -> Iterator[Event]:
-        """`generate`, step by step: an event after every step, then one with the videos.
+        """Do as `generate`, step by step: an event after every step, then one with the videos.
 
         previews: every event shows the frame that the video would begin with. Stop iterating to
         cancel.
@@ -328,7 +328,7 @@ class Engine:
         return Service(self, together=together, waiting=waiting, gather_seconds=gather_seconds)
 
     def locate(self, inputs: Inputs, latents: Tensor, time: int) -> str:
-        """Where a call's velocity stops being finite, in words (`diagnosis.explain`)."""
+        """Return where a call's velocity stops being finite, in words (`diagnosis.explain`)."""
         return diagnosis.explain(self.backend, self.folder, self.manifest, inputs, latents, time)
 
     def check_layout(self, layout: Layout, seeds: int = 1) -> None:

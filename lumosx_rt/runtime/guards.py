@@ -65,11 +65,11 @@ def check_binding(name: str, binding: Binding) -> None:
 
 
 def is_flat(frames: NDArray[np.uint8]) -> bool:
-    """Whether frames uint8 [frames, height, width, 3] show one colour, whichever."""
+    """Tell whether frames uint8 [frames, height, width, 3] show one colour, whichever."""
     return bool(frames.reshape(-1, frames.shape[-1]).std(axis=0).max() < FLAT)
 
 
 def latents_are_flat(latents: Tensor) -> bool:
-    """Whether latents [channels, frames, rows, columns] are the same everywhere."""
+    """Tell whether latents [channels, frames, rows, columns] are the same everywhere."""
     places = latents.flatten(1)
     return places.shape[1] > 1 and bool(places.std(1).max() < FLAT_LATENTS)

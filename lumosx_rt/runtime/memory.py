@@ -70,12 +70,13 @@ class MemoryNeed:
 
 
 def number_bytes(backend: str, numbers: Format) -> int:
-    """Bytes of a backend's activations; onnxruntime computes in float32 whatever it stores."""
+    """Return the bytes of a backend's activations; onnxruntime computes in float32 whatever it
+    stores."""
     return FLOAT_BYTES if backend == "onnxruntime" else numbers.number_bytes
 
 
 def plan(need: MemoryNeed, limit_bytes: int | None = None) -> MemoryPlan:
-    """What a need needs, changed as little as makes it fit the limit.
+    """Return what a need needs, changed as little as makes it fit the limit.
 
     Every change gives the same video: bit-exact, or within the rounding of another order of sums.
     Raises LumosXError with the numbers where nothing makes it fit.
@@ -147,7 +148,7 @@ def denoise_bytes(need: MemoryNeed, branches: int) -> int:
 
 
 def kept_bytes(need: MemoryNeed) -> int:
-    """What shortcuts keep from one step to the next, for all guidance branches."""
+    """Return what shortcuts keep from one step to the next, for all guidance branches."""
     layout, streams = need.layout, need.requests * need.branches
     condition = streams * layout.references * layout.frame_tokens
     video, numbers = streams * need.seeds * layout.video_tokens, 0
@@ -192,7 +193,7 @@ def _text_bytes(config: LumosXConfig) -> int:
 
 
 def parse_bytes(text: str | int) -> int:
-    """`8GiB`, `500MB` or a number of bytes. Raises LumosXError for anything else."""
+    """Read `8GiB`, `500MB` or a number of bytes. Raises LumosXError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(|[kmg]i?)b?", str(text).strip().lower())
     if not match or not float(match[1]):
         raise LumosXError(f"max_memory: got '{text}', accepted are like 8GiB, 500MB or bytes")
@@ -213,7 +214,7 @@ def resident_bytes() -> int:
 
 
 def held_at_load() -> int:
-    """What the process holds, with the libraries that come with the encoders."""
+    """Return what the process holds, with the libraries that come with the encoders."""
     return resident_bytes() + (0 if "diffusers" in sys.modules else LIBRARIES_BYTES)
 
 

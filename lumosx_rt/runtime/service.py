@@ -247,7 +247,7 @@ class Service:
             del running[i]
 
     def _dropped(self, job: QueuedRequest) -> bool:
-        """Whether a request is to end now, because its future or the service was cancelled."""
+        """Tell whether a request is to end now, because its future or the service was cancelled."""
         if not (job.future.cancelled() or (self._dropping and job.future.cancel())):
             return False
         job.future.set_running_or_notify_cancel()

@@ -26,7 +26,7 @@ class Event:
 
 
 def preview_of(vae: VideoAutoencoder, clean: Tensor) -> NDArray[np.uint8]:
-    """The first frame of latents [seeds, channels, frames, rows, columns].
+    """Return the first frame of latents [seeds, channels, frames, rows, columns].
 
     The VAE is causal: the first latent frame alone decodes to the first frame of the whole, for the
     price of one of 1 + 4k frames.

@@ -38,12 +38,12 @@ class Work:
 
 
 def self_attention(layout: Layout, config: LumosXConfig, kind: str = "half") -> Work:
-    """Two products over every pair of a query and a key it sees."""
+    """Count two products over every pair of a query and a key it sees."""
     return Work({kind: 4.0 * config.dim * layout.attended_pairs})
 
 
 def cross_attention(layout: Layout, config: LumosXConfig) -> Work:
-    """The same over the text; the bias table is a thousandth of it and left out."""
+    """Return the same over the text; the bias table is a thousandth of it and left out."""
     return Work({"half": 4.0 * config.dim * layout.tokens * config.text_len})
 
 

@@ -30,7 +30,7 @@ from lumosx_rt.reference.errors import listing
 
 
 def load_state(path: str | Path) -> dict[str, Tensor]:
-    """The transformer's tensors in LumosX names, memory-mapped where the file allows it.
+    """Return the transformer's tensors in LumosX names, memory-mapped where the file allows it.
 
     path: a file, the folder of a model, or a bundle. Tables of rotary frequencies are dropped
     (docs/spec.md#checkpoints). Raises LumosXError for what is no checkpoint, or would run code.
@@ -81,7 +81,7 @@ RELEASED_HEAD_DIM = 128  # of every released Wan2.1 and LumosX transformer
 
 
 def transformer_config(shapes: Shapes, described: Mapping[str, Any] | None = None) -> LumosXConfig:
-    """The config of a transformer with these parameters, in LumosX names.
+    """Return the config of a transformer with these parameters, in LumosX names.
 
     described: entries of a config.json (LumosX, Wan2.1 or diffusers names). Heads, text length,
     MCAM strength and epsilon are not in the weights and are taken from it; without it heads are
@@ -126,7 +126,7 @@ def transformer_config(shapes: Shapes, described: Mapping[str, Any] | None = Non
 
 
 def _described(values: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
-    """What a config.json adds to the weights. Raises LumosXError where they contradict."""
+    """Return what a config.json adds to the weights. Raises LumosXError where they contradict."""
     foreign = {"num_attention_heads": "num_heads", "in_channels": "in_dim"}
     foreign |= {"out_channels": "out_dim"}
     known = {foreign.get(name, name): value for name, value in values.items()}

@@ -163,7 +163,7 @@ def bias_table(q: Tensor, k: Tensor, bias: WordBias, structure: Structure) -> Te
 
 
 def unrolled(table: Tensor, bias_tiles: Tensor) -> Tensor:
-    """The bias of every reference token: [streams, heads, references * H * W, text_len]."""
+    """Return the bias of every reference token: [streams, heads, references * H * W, text_len]."""
     return table.index_select(3, bias_tiles.flatten()).flatten(2, 3)
 
 
@@ -232,7 +232,8 @@ def norm_modulate(call: NormModulate) -> tuple[Tensor, Tensor]:
 
 
 def over_seeds(x: Tensor, seeds: int) -> Tensor:
-    """What a stream's seeds share: [streams, ...] -> [streams * seeds, ...], without a copy yet."""
+    """Return what a stream's seeds share: [streams, ...] -> [streams * seeds, ...], without a copy
+    yet."""
     return x.unsqueeze(1).expand(-1, seeds, *x.shape[1:]).flatten(0, 1)
 
 

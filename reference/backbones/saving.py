@@ -120,7 +120,7 @@ def _halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _untied(text_encoder: Any) -> dict[str, Tensor]:
-    """Its tensors without the second name of the embeddings."""
+    """Return its tensors without the second name of the embeddings."""
     state = text_encoder.state_dict().items()
     return {name: tensor for name, tensor in state if name != "encoder.embed_tokens.weight"}
 
@@ -158,7 +158,8 @@ def _write_released(
 
 
 def _diffusers_config(config: LumosXConfig) -> dict[str, Any]:
-    """The arguments of diffusers' WanTransformer3DModel, and what LumosX needs beyond them."""
+    """Return the arguments of diffusers' WanTransformer3DModel, and what LumosX needs beyond
+    them."""
     import diffusers
 
     return {

@@ -111,7 +111,7 @@ class LumosX(nn.Module):
         return torch.cat([out, kept.unsqueeze(1).expand(-1, seeds, -1, -1, -1, -1)], dim=3)
 
     def patchify(self, frames: Tensor) -> Tensor:
-        """[batch, frames, channels, rows, columns] -> tokens [batch, tokens, dim], float32.
+        """Turn [batch, frames, channels, rows, columns] into tokens [batch, tokens, dim], float32.
 
         Odd sizes are padded with one zero row below, one zero column to the right
         (docs/spec.md#tokens).
@@ -173,7 +173,8 @@ class Block(nn.Module):
         ops: Ops,
         prune: bool,
     ) -> tuple[Residual, Residual | None]:
-        """One block on both token tensors; with `prune`, condition gives keys and values only."""
+        """Run one block on both token tensors; with `prune`, condition gives keys and values
+        only."""
         video_mod, condition_mod = (
             Modulation(*(self.modulation + e).unsqueeze(2).unbind(1)) for e in e0
         )
@@ -242,7 +243,7 @@ class Attention(nn.Module):
         self.norm_k = nn.RMSNorm(config.dim, config.eps, dtype=dtype) if config.qk_norm else None
 
     def project(self, y: Tensor, which: str, rope: Tensor | None, ops: Ops) -> Tensor:
-        """One of q, k, v: [batch, tokens, dim] -> [batch, tokens, heads, head_dim]."""
+        """Project to one of q, k, v: [batch, tokens, dim] -> [batch, tokens, heads, head_dim]."""
         x: Tensor = getattr(self, which)(y)
         if which == "v":
             return x.unflatten(-1, (self.heads, -1))
@@ -279,7 +280,7 @@ class Head(nn.Module):
 
 
 def time_sinusoid(freq_dim: int) -> Tensor:
-    """The time embedding's input for every t in 0..1000: float32 [1001, freq_dim]
+    """Return the time embedding's input for every t in 0..1000: float32 [1001, freq_dim]
     (docs/spec.md#time).
 
     t is an integer, so a table is exact, and graphs need no float64.

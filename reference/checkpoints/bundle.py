@@ -134,7 +134,8 @@ def _tokenizer(root: Path) -> Component | None:
 
 
 def _weights_in(folder: Path, needed: bool = True) -> Component | None:
-    """The weights of one model in a folder: a distributed checkpoint, safetensors, or torch."""
+    """Return the weights of one model in a folder: a distributed checkpoint, safetensors, or
+    torch."""
     for inner in (folder / "all", folder / "ema", folder / "model", folder):
         if (inner / ".metadata").is_file():
             files = (inner / ".metadata", *sorted(inner.glob("*.distcp")))

@@ -64,7 +64,7 @@ _UNDERSTOOD = {
 
 @dataclass(frozen=True)
 class Chunk:
-    """One stored piece of a tensor: where it belongs, and where it lies."""
+    """A stored piece of a tensor, its place in the tensor and its place in the file."""
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -122,7 +122,8 @@ def _read(folder: Path, name: str, entry: Entry) -> Tensor:
 
 
 def _entries(metadata: Any, folder: Path) -> dict[str, Entry]:
-    """The transformer's tensors, with every claim of the metadata checked against the files."""
+    """Return the transformer's tensors, with every claim of the metadata checked against the
+    files."""
     stored = {
         (str(index.fqn), _ints(getattr(index, "offset", None) or ())): info
         for index, info in metadata.storage_data.items()

@@ -76,7 +76,8 @@ _VAE_UNIT = {  # inside a residual block or a resampler
 
 
 def transformer_to_diffusers(key: str) -> str:
-    """The diffusers name of a LumosX or Wan2.1 transformer parameter (docs/spec.md#key-names)."""
+    """Return the diffusers name of a LumosX or Wan2.1 transformer parameter
+    (docs/spec.md#key-names)."""
     if key == "head.modulation":
         return "scale_shift_table"
     if block := re.fullmatch(r"blocks\.(\d+)\.(.+)", key):
@@ -86,7 +87,8 @@ def transformer_to_diffusers(key: str) -> str:
 
 
 def transformer_from_diffusers(key: str) -> str:
-    """The LumosX name of a diffusers WanTransformer3DModel parameter (docs/spec.md#key-names)."""
+    """Return the LumosX name of a diffusers WanTransformer3DModel parameter
+    (docs/spec.md#key-names)."""
     if key == "scale_shift_table":
         return "head.modulation"
     if block := re.fullmatch(r"blocks\.(\d+)\.(.+)", key):
@@ -97,14 +99,14 @@ def transformer_from_diffusers(key: str) -> str:
 
 
 def t5_from_wan(key: str) -> str:
-    """The transformers UMT5EncoderModel name of a Wan2.1 text encoder parameter."""
+    """Return the transformers UMT5EncoderModel name of a Wan2.1 text encoder parameter."""
     if block := re.fullmatch(r"blocks\.(\d+)\.(.+)", key):
         return f"encoder.block.{block[1]}.{_rename(block[2], _T5_BLOCK)}"
     return _rename(key, _T5)
 
 
 def t5_to_wan(key: str) -> str:
-    """The Wan2.1 name of a transformers UMT5EncoderModel parameter."""
+    """Return the Wan2.1 name of a transformers UMT5EncoderModel parameter."""
     if block := re.fullmatch(r"encoder\.block\.(\d+)\.(.+)", key):
         back = {theirs: ours for ours, theirs in _T5_BLOCK.items()}
         return f"blocks.{block[1]}.{_rename(block[2], back)}"
@@ -112,7 +114,7 @@ def t5_to_wan(key: str) -> str:
 
 
 def vae_from_wan(key: str, num_res_blocks: int) -> str:
-    """The diffusers AutoencoderKLWan name of a Wan2.1 VAE parameter.
+    """Return the diffusers AutoencoderKLWan name of a Wan2.1 VAE parameter.
 
     num_res_blocks: residual blocks per level of the encoder; the decoder has one more, and
     diffusers counts its levels, where Wan2.1 counts blocks and resamplers in one row.
@@ -131,7 +133,7 @@ def vae_from_wan(key: str, num_res_blocks: int) -> str:
 
 
 def vae_to_wan(key: str, num_res_blocks: int) -> str:
-    """The Wan2.1 name of a diffusers AutoencoderKLWan parameter."""
+    """Return the Wan2.1 name of a diffusers AutoencoderKLWan parameter."""
     unit = re.fullmatch(
         r"(encoder|decoder)\.(?:(mid_block)\.resnets\.(\d+)|(down_blocks)\.(\d+)"
         r"|(up_blocks)\.(\d+)\.(?:resnets\.(\d+)|upsamplers\.0))\.(.+)",

@@ -88,14 +88,14 @@ def vae_sizes(shapes: Shapes) -> dict[str, Any]:
 
 
 def count_blocks(shapes: Shapes, numbered: str) -> int:
-    """How many blocks the names count. A gap is counted too, so that it is reported as missing;
-    a number far off the rest is not, so that one name cannot ask for a million blocks."""
+    """Return how many blocks the names count. A gap is counted too, so that it is reported as
+    missing; a number far off the rest is not, so that one name cannot ask for a million blocks."""
     places = {int(m[1]) for key in shapes if (m := re.match(numbered, key)) and len(m[1]) < 6}
     return min(max(places, default=-1) + 1, 2 * len(places))
 
 
 def _most(shapes: Shapes, *sites: tuple[str, int]) -> int | None:
-    """The size most parameters agree on: one misshapen tensor must not mislead the rest."""
+    """Return the size most parameters agree on: one misshapen tensor must not mislead the rest."""
     votes = Counter(
         shape[axis]
         for pattern, axis in sites

@@ -46,7 +46,7 @@ class State(Mapping[str, Tensor]):
         return len(self.shapes)
 
     def renamed(self, name_of: Callable[[str], str | None]) -> "State":
-        """The same tensors under other names; those named None are left out.
+        """Return the same tensors under other names; those named None are left out.
 
         Raises LumosXError if two would share a name.
         """
@@ -64,7 +64,7 @@ class State(Mapping[str, Tensor]):
         return State(shapes, lambda new: self._read(names[new]), self.source)
 
     def aliased(self, aliases: Mapping[str, str]) -> "State":
-        """The same tensors, some of them under further names: new name -> old name."""
+        """Return the same tensors, some of them under further names: new name -> old name."""
         shapes = self.shapes | {new: self.shapes[old] for new, old in aliases.items()}
         return State(shapes, lambda name: self._read(aliases.get(name, name)), self.source)
 
@@ -133,7 +133,7 @@ def _open_safetensors(path: Path) -> State:
 
 
 def _open_sharded(path: Path) -> State:
-    """The shards named by an index. Their names must be plain: no way out of the folder."""
+    """Return the shards named by an index. Their names must be plain: no way out of the folder."""
     index = read_json(path).get("weight_map")
     if not isinstance(index, dict) or not index:
         raise LumosXError(f"{path}: has no weight_map")

@@ -43,7 +43,7 @@ _PICKLE_LIMIT_BYTES = 1 << 28
 
 
 def read_torch_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .pt or .pth file by name, memory-mapped.
+    """Return the tensors of a .pt or .pth file by name, memory-mapped.
 
     A model's tensors may are at the top or under one of `NESTS`. Raises LumosXError for anything
     that is not a plain dictionary of dense tensors; nothing in the file is run.
@@ -64,7 +64,8 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
 
 
 def read_tensor(file: BinaryIO, name: str) -> Tensor:
-    """The one tensor in a torch.save archive. Raises LumosXError if there is anything else."""
+    """Return the one tensor in a torch.save archive. Raises LumosXError if there is anything
+    else."""
     check_archive(file, name)
     file.seek(0)
     try:
@@ -119,7 +120,7 @@ def check_archive(file: BinaryIO, name: str) -> None:
 
 
 def _foreign_imports(program: bytes, name: str) -> list[str]:
-    """What a pickle would import beyond what tensors need; it is read, not run."""
+    """Return what a pickle would import beyond what tensors need; it is read, not run."""
     foreign: list[str] = []
     try:
         for opcode, argument, _ in pickletools.genops(program):
@@ -134,7 +135,7 @@ def _foreign_imports(program: bytes, name: str) -> list[str]:
 
 
 def _unnest(found: Any, path: Path) -> dict[str, Tensor]:
-    """The dictionary of tensors, at the top or under the names that training scripts use."""
+    """Return the dictionary of tensors, at the top or under the names that training scripts use."""
     for _ in range(4):
         if not isinstance(found, dict):
             raise LumosXError(f"{path}: holds a {type(found).__name__}, not a dict of tensors")

@@ -148,7 +148,7 @@ def _cropped(decoder: Any, features: Tensor, box: Box, cache: Cache, first: bool
 
 
 def _causal(conv: Any, x: Tensor, cache: Cache, place: list[int]) -> Tensor:
-    """A causal convolution that goes on from the frames it saw last, kept in the cache."""
+    """Convolve causally, continuing from the last frames, which are cached."""
     index, before = place[0], cache[place[0]]
     seen = x if before is None else torch.cat([before, x], dim=2)
     out: Tensor = conv(x, before)

@@ -91,7 +91,7 @@ class TextEncoder:
         return torch.where(attended[:, None], hidden.float(), 0.0)
 
     def word_mask(self, prompt_ids: NDArray[np.int64], word: str) -> NDArray[np.bool_]:
-        """Which prompt tokens spell a cleaned word, at every place: bool [text_len]
+        """Return which prompt tokens spell a cleaned word, at every place: bool [text_len]
         (docs/spec.md#word-masks)."""
         return word_mask(prompt_ids, self.prompt(word).ids, END_ID)
 
@@ -99,7 +99,8 @@ class TextEncoder:
 def load_text_encoder(
     source: Bundle | str | Path, text_len: int = 512, dtype: torch.dtype | None = None
 ) -> TextEncoder:
-    """The text encoder and the tokenizer of a bundle, in any layout (docs/spec.md#checkpoints).
+    """Return the text encoder and the tokenizer of a bundle, in any layout
+    (docs/spec.md#checkpoints).
 
     dtype: as stored by default. Raises LumosXError if either is missing, damaged or foreign.
     """

@@ -91,13 +91,14 @@ class VideoAutoencoder:
 
     @torch.no_grad()
     def decode_chunks(self, latents: Tensor, tile: Tile | None = None) -> Iterator[Tensor]:
-        """`decode` in pieces of time: yields [clips, 3, 1 or 4, height, width] as they are made."""
+        """Do as `decode` in pieces of time: yields [clips, 3, 1 or 4, height, width] as they are
+        made."""
         for pixels in decode.chunks(self.model, self._denormalised(latents), tile):
             yield pixels.float().clamp(-1, 1)
 
     @torch.no_grad()
     def decode_frames_uint8(self, latents: Tensor, tile: Tile | None = None) -> NDArray[np.uint8]:
-        """One clip as frames of a file: uint8 [frames, height, width, 3], truncated
+        """Return one clip as frames of a file: uint8 [frames, height, width, 3], truncated
         (docs/spec.md#precision).
 
         latents: [16, 1 + k, rows, columns], or the same with one clip in front. Raises LumosXError
@@ -114,7 +115,7 @@ class VideoAutoencoder:
         return out
 
     def _pixels_of(self, latents: Tensor) -> tuple[int, int, int, int, int]:
-        """The shape of the pixels that latents decode to."""
+        """Return the shape of the pixels that latents decode to."""
         if latents.dim() != 5 or latents.shape[1] != self.model.config.z_dim:
             raise LumosXError(
                 f"VAE: latents must be [clips, {self.model.config.z_dim}, frames, rows, columns], "
@@ -144,7 +145,7 @@ def load_vae(
     dtype: torch.dtype | None = torch.float32,
     released_precision: bool = False,
 ) -> VideoAutoencoder:
-    """The VAE of a bundle, in any layout (docs/spec.md#checkpoints).
+    """Return the VAE of a bundle, in any layout (docs/spec.md#checkpoints).
 
     released_precision: weights rounded to bfloat16, arithmetic in float32 (docs/spec.md#precision).
     Raises LumosXError if it is missing, damaged or foreign.

@@ -47,7 +47,7 @@ def t5_from_wan(
 
 
 def load_t5(part: Component, dtype: torch.dtype | None = None) -> "UMT5EncoderModel":
-    """The UMT5 encoder of a bundle, in Wan2.1's or transformers' names."""
+    """Return the UMT5 encoder of a bundle, in Wan2.1's or transformers' names."""
     state = open_state(part.path)
     if "token_embedding.weight" in state.shapes:
         return t5_from_wan(state, dtype=dtype)
@@ -99,7 +99,7 @@ def _in_wan_names(state: State) -> bool:
 
 
 def load_autoencoder(part: Component, dtype: torch.dtype | None = None) -> "AutoencoderKLWan":
-    """The VAE of a bundle, in Wan2.1's or diffusers' names."""
+    """Return the VAE of a bundle, in Wan2.1's or diffusers' names."""
     stored = open_state(part.path)
     if _in_wan_names(stored):
         return vae_from_wan(stored, dtype=dtype)
@@ -117,7 +117,7 @@ def load_autoencoder(part: Component, dtype: torch.dtype | None = None) -> "Auto
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder, from its tokenizer.json and nothing else.
+    """Return the tokenizer of a folder, from its tokenizer.json and nothing else.
 
     The file is read as it stands: transformers' own T5 class would rebuild it from its vocabulary
     and lose, among others, the fall-back to bytes. Raises LumosXError if it is not there.
@@ -140,7 +140,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def t5_layers(state: State) -> int:
-    """How many layers an encoder in transformers' names has, by its norms."""
+    """Return how many layers an encoder in transformers' names has, by its norms."""
     return sum(name.endswith(".layer.0.layer_norm.weight") for name in state.shapes)
 
 

@@ -72,7 +72,7 @@ class Binding(Protocol):
         """Clean latents [references, channels, rows, columns]; rows and columns are the video's."""
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor with words for people: what to say where it is not finite."""
+        """Yield every tensor with words for people: what to say where it is not finite."""
 
 
 class Branch(NamedTuple):

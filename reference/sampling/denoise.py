@@ -46,7 +46,7 @@ def denoise_together(
     sequential: bool = False,
     locate: Locate | None = None,
 ) -> Iterator[list[SamplerState | NotFinite]]:
-    """`denoise` for requests of one `batch_key`: yields every request's state, step by step.
+    """Do as `denoise` for requests of one `batch_key`: yields every request's state, step by step.
 
     One whose latents stop being finite has its error in the place of its states from then on, and
     does not touch the others.
@@ -82,7 +82,8 @@ def denoise_together(
 def guided_velocity(
     backend: Backend, requests: Sequence[Request], head_dim: int, sequential: bool = False
 ) -> Callable[[Tensor, int], Tensor]:
-    """The velocity of latents [requests, seeds, ...] at a time, all branches put together."""
+    """Return the velocity of latents [requests, seeds, ...] at a time, all branches put
+    together."""
     branches, calls = requests[0].branches, calls_of(requests, head_dim, sequential)
     runs = [(backend.bind(inputs), inputs.shape[0] // len(requests)) for inputs in calls]
 
@@ -94,7 +95,8 @@ def guided_velocity(
 
 
 def calls_of(requests: Sequence[Request], head_dim: int, sequential: bool = False) -> list[Inputs]:
-    """What the backend is bound to: a stream for each branch of each request, branch by branch.
+    """Return what the backend is bound to: a stream for each branch of each request, branch by
+    branch.
 
     sequential: a call for each branch, for less memory.
     """

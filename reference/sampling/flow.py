@@ -14,7 +14,7 @@ from lumosx_rt.reference.sampling.schedules import TIMES
 
 
 def add_noise(x0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-    """x_t = (1 - t/1000) x0 + t/1000 noise; time: float [batch], 0..1000, not truncated."""
+    """Return x_t = (1 - t/1000) x0 + t/1000 noise; time: float [batch], 0..1000, not truncated."""
     s = (time / TIMES).reshape(-1, *[1] * (x0.dim() - 1))
     return (1 - s) * x0 + s * noise
 
@@ -28,8 +28,8 @@ def shift_time(
     scale: float = 1.0,
     mode: Literal["dynamic", "fixed"] = "dynamic",
 ) -> Tensor:
-    """The optional resolution shift of training times (docs/spec.md#time-shift); sizes in pixels
-    and frames."""
+    """Return the optional resolution shift of training times (docs/spec.md#time-shift); sizes in
+    pixels and frames."""
     ratio = scale
     if mode == "dynamic":
         length = 1.0 if num_frames == 1 else (num_frames // 4 + 1) ** 0.5

@@ -21,7 +21,7 @@ _EVERY: dict[str, Axes] = {
 
 
 def axes_of(mechanism: Mechanism) -> dict[str, Axes]:
-    """The axes of every input of a graph, by name and in order."""
+    """Return the axes of every input of a graph, by name and in order."""
     return _EVERY | dict(mechanism.axes)
 
 
@@ -55,11 +55,11 @@ class Inputs:
         return {"latents": latents, "time": time, **self.tensors}
 
     def arguments(self, device: torch.device | str = "cpu") -> tuple[Any, ...]:
-        """What the model takes after latents and time."""
+        """Return what the model takes after latents and time."""
         return self.mechanism.arguments({n: x.to(device) for n, x in self.tensors.items()})
 
     def changed(self, **tensors: Tensor) -> "Inputs":
-        """The same inputs with other tensors of some names."""
+        """Return the same inputs with other tensors of some names."""
         return Inputs({**self.tensors, **tensors}, self.shape, self.mechanism)
 
 
@@ -79,7 +79,7 @@ class Backend(Protocol):
     def bind(self, inputs: Inputs) -> Denoiser: ...
 
     def describe(self) -> dict[str, str]:
-        """What runs where, for reports."""
+        """Return what runs where, for reports."""
 
 
 def random_inputs(

@@ -43,7 +43,7 @@ class ValidRequest:
         return self.mechanism.branches(self.guidance)
 
     def bound(self, binding: Binding) -> "Request":
-        """The request with what the model reads of it."""
+        """Return the request with what the model reads of it."""
         return Request(
             self.name,
             self.size,

@@ -94,7 +94,7 @@ class Sheet:
 
 
 def file_name(text: str) -> str:
-    """`text` made into one plain file name: no path, no hidden file, at most 100 bytes."""
+    """Make `text` into one plain file name: no path, no hidden file, at most 100 bytes."""
     text = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|;]', "_", text).strip(" .")
     return text.encode(errors="ignore")[:100].decode(errors="ignore").strip(" .") or "scene"
 
@@ -103,7 +103,7 @@ def file_name(text: str) -> str:
 
 
 def read_folder(root: Path, order: Order, script: Script) -> Sheet:
-    """What a prompt folder says; orders and scripts as in `Scene.from_folder`.
+    """Return what a prompt folder says; orders and scripts as in `Scene.from_folder`.
 
     Raises LumosXError for a folder that is no prompt folder or reaches outside itself. Everything
     else that is wrong becomes a finding.
@@ -199,7 +199,7 @@ def _read_caption(root: Path) -> tuple[str, str, list[str]]:
 
 
 def _names(root: Path, part: str, order: Order, findings: list[str]) -> list[str]:
-    """The file names in a part of a prompt folder, ordered; none if it is absent."""
+    """Return the file names in a part of a prompt folder, ordered; none if it is absent."""
     folder = inside(root, part)
     if not folder.exists():
         return []
@@ -231,7 +231,7 @@ def _natural(name: str) -> tuple[list[str | int], str]:
 
 
 def _member_word(file: str) -> str:
-    """The word of a file in a subject's folder: face_<word>.<suffix>, or <word>.<suffix>."""
+    """Return the word of a file in a subject's folder: face_<word>.<suffix>, or <word>.<suffix>."""
     if "face" in file:
         file = file.partition("_")[2]
     return file.rsplit(".", 1)[0]
@@ -246,7 +246,7 @@ def _overwritten(references: list[Reference]) -> list[Reference]:
 
 
 def read_toml(path: Path) -> Sheet:
-    """What a scene.toml says. Raises one LumosXError with everything it says wrongly."""
+    """Return what a scene.toml says. Raises one LumosXError with everything it says wrongly."""
     text = read_text(path, "scene")
     try:
         content = tomllib.loads(text)
@@ -255,7 +255,7 @@ def read_toml(path: Path) -> Sheet:
     problems: list[str] = []
 
     def take(table: Any, where: str, **kinds: type) -> dict[str, Any]:
-        """The entries of a table that are known and of the right kind."""
+        """Return the entries of a table that are known and of the right kind."""
         if not isinstance(table, dict):
             problems.append(f"{where} must be a table with {', '.join(kinds)}, got {table!r:.60}")
             return {}
@@ -403,7 +403,7 @@ def write_folder(sheet: Sheet, target: Path) -> None:
 
 
 def inside(root: Path, relative: str) -> Path:
-    """`root`/`relative`, if it stays inside `root`, links followed. Raises LumosXError."""
+    """Return `root`/`relative`, if it stays inside `root`, links followed. Raises LumosXError."""
     path = root / relative
     try:
         held = not os.path.isabs(relative) and path.resolve().is_relative_to(root.resolve())

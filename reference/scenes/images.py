@@ -92,7 +92,7 @@ def check_pixels(image: Image.Image, what: str) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) where the EXIF block is damaged."""
+    """Return the EXIF orientation, 1 (upright) where the EXIF block is damaged."""
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:
@@ -121,7 +121,7 @@ def _onto_white(image: Image.Image) -> Image.Image:
 def fit_image(
     image: Image.Image, height: int, width: int, alpha: Alpha = "composite"
 ) -> NDArray[np.uint8]:
-    """The image inside a white frame, as LumosX prepares it: uint8 [height, width, 3]
+    """Return the image inside a white frame, as LumosX prepares it: uint8 [height, width, 3]
     (docs/spec.md#picture-preparation).
 
     Scaled to fit, enlarged too if small, and centred. "composite" puts transparent pixels onto
@@ -147,12 +147,14 @@ def fit_image(
 
 
 def to_unit(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Bytes to -1..1 in float32, any shape: x / 255 * 2 - 1 (docs/spec.md#picture-preparation)."""
+    """Return the bytes to -1..1 in float32, any shape: x / 255 * 2 - 1
+    (docs/spec.md#picture-preparation)."""
     return pixels.astype(np.float32) / np.float32(255) * np.float32(2) - np.float32(1)
 
 
 def picture_of(image: Path | Image.Image, *, exif: bool = True) -> Image.Image:
-    """The picture itself: a file is loaded, an image in memory is checked and taken as it is."""
+    """Return the picture itself: a file is loaded, an image in memory is checked and taken as it
+    is."""
     if isinstance(image, Image.Image):
         check_pixels(image, "image in memory")
         return _eight_bit(image)

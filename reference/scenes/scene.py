@@ -95,7 +95,7 @@ class Scene:
         return tuple(clean_text(reference.word) for reference in self.references)
 
     def fitted(self, height: int, width: int) -> NDArray[np.uint8]:
-        """Its pictures as the model is shown them: uint8 [references, height, width, 3].
+        """Return its pictures as the model is shown them: uint8 [references, height, width, 3].
 
         height and width in pixels (docs/spec.md#picture-preparation). Raises LumosXError for a
         picture that cannot be read.
@@ -107,7 +107,7 @@ class Scene:
         return frames
 
     def _places(self) -> Iterator[tuple[str, Reference]]:
-        """Every picture with its place in words, in the model's order."""
+        """Yield every picture with its place in words, in the model's order."""
         if self.background is not None:
             yield "background", self.background
         for i, reference in enumerate(self.objects, 1):
@@ -128,7 +128,7 @@ class Scene:
     def problems(
         self, max_references: int | None = None, max_members: int | None = None
     ) -> tuple[list[str], list[str]]:
-        """(errors, warnings), each with its remedy. Opens and decodes every picture.
+        """Return (errors, warnings), each with its remedy. Opens and decodes every picture.
 
         max_references: pictures in all; max_members: pictures of one subject.
         """
@@ -140,7 +140,7 @@ class Scene:
     def said_problems(
         self, max_references: int | None = None, max_members: int | None = None
     ) -> tuple[list[str], list[str]]:
-        """`problems` of what the scene says; no picture is opened."""
+        """Return the `problems` of what the scene says; no picture is opened."""
         errors, warnings = list(self.findings), list(self.notes)
         caption, count = self.clean_caption, len(self.references)
         if not caption:
@@ -177,7 +177,7 @@ class Scene:
                 yield i, f"{place}: {error}"
 
     def _doubled_words(self) -> list[str]:
-        """Two pictures for one word: only one of them can be meant."""
+        """Count two pictures for one word: only one of them can be meant."""
         parts = [("background and objects", self.clean_words[: self.lone])]
         parts += [(f"subject {s}", words) for s, words in enumerate(self._subject_words(), 1)]
         problems = []
@@ -212,7 +212,7 @@ class Scene:
         return warnings
 
     def _subject_words(self) -> Iterator[tuple[str, ...]]:
-        """The cleaned words of each subject."""
+        """Yield the cleaned words of each subject."""
         start = self.lone
         for size in self.subject_sizes:
             yield self.clean_words[start : start + size]
@@ -289,7 +289,7 @@ class Scene:
 
 
 def _stands_in(word: str, text: str) -> bool:
-    """Whether `word` stands in `text` as whole words."""
+    """Tell whether `word` stands in `text` as whole words."""
     return bool(re.search(f"(?<!{_LETTER}){re.escape(word)}(?!{_LETTER})", text))
 
 

@@ -46,7 +46,7 @@ def find_spans(sequence: ArrayLike, pattern: ArrayLike) -> NDArray[np.bool_]:
 
 
 def word_mask(prompt_ids: ArrayLike, word_ids: ArrayLike, eos_id: int) -> NDArray[np.bool_]:
-    """Which prompt tokens spell a word: bool [text_len] (docs/spec.md#word-masks).
+    """Return which prompt tokens spell a word: bool [text_len] (docs/spec.md#word-masks).
 
     word_ids: the word tokenised alone; it is cut at its first end token, and a word of which
     nothing is left is found nowhere.

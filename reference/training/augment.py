@@ -68,7 +68,7 @@ def augment(
 def augment_scene(
     scene: Scene, seed: int | Sequence[int], *, height: int, width: int, strength: float = 1.0
 ) -> Scene:
-    """The scene with every picture augmented; a background keeps its geometry.
+    """Return the scene with every picture augmented; a background keeps its geometry.
 
     height and width of the frame in pixels. Raises LumosXError for a picture that cannot be read.
     """

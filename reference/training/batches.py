@@ -58,7 +58,7 @@ class Batch(NamedTuple):
 def batch_at(
     recipe: Recipe, stage: Stage, cache: LatentCache, step: int, part: tuple[int, int] = (0, 1)
 ) -> Batch:
-    """The batch of a step, counted from 0 over all stages.
+    """Return the batch of a step, counted from 0 over all stages.
 
     All its scenes have the same number of references, a number as likely as there are examples of
     it. Subjects come in a random order, their references in the given one. Where references see
@@ -114,7 +114,7 @@ def batch_at(
 def place(
     example: Example, recipe: Recipe, grid: tuple[int, int, int], seed: tuple[int, ...]
 ) -> tuple[list[int], SceneLayout]:
-    """The order of an example's references, and the layout in which they stand so.
+    """Return the order of an example's references, and the layout in which they stand so.
 
     grid: latent frames, token rows, token columns. Subjects are shuffled against the caption.
     """

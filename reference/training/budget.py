@@ -93,7 +93,8 @@ class Plan:
 
 
 def plan(recipe: Recipe, references: int, device: str = "cpu", processes: int = 1) -> Plan:
-    """What a run needs in each of `processes` processes; references: of the largest scene."""
+    """Return what a run needs in each of `processes` processes; references: of the largest
+    scene."""
     with torch.device("meta"):
         names = dict(LumosX(recipe.model).named_parameters())
     count = sum(p.numel() for p in names.values())
@@ -138,7 +139,8 @@ def available_bytes(device: str) -> int:
 
 
 def activations(run: Callable[[], Any], parameters: list[Tensor]) -> int:
-    """Bytes that autograd keeps of a forward pass for its backward pass, without `parameters`."""
+    """Return the bytes that autograd keeps of a forward pass for its backward pass, without
+    `parameters`."""
     known = {p.untyped_storage()._cdata for p in parameters}
     storages: dict[int, Any] = {}
 
@@ -191,7 +193,7 @@ def _forward(
     size: VideoSize,
     device: str,
 ) -> tuple[int, int]:
-    """Bytes kept and operations of one forward pass, on tensors without memory."""
+    """Return the bytes kept and operations of one forward pass, on tensors without memory."""
     structure = structure_of(layouts, config.head_dim)
     streams, references = structure.group_inverse.shape
     frames = structure.rope_video.shape[1]

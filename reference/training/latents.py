@@ -180,7 +180,7 @@ def prepare_caches(
     progress: Callable[[str, int, int], None] = lambda source, done, total: None,
     processes: int = 1,
 ) -> dict[str, LatentCache]:
-    """The caches of a recipe's sources by name, in folder/<source>, built where needed.
+    """Return the caches of a recipe's sources by name, in folder/<source>, built where needed.
 
     The encoders are those of `recipe.components`. Raises LumosXError as `build_cache` does, and
     where there are no encoders and a cache is not finished.
@@ -222,7 +222,7 @@ class _Job:
     shard_examples: int
 
     def numbers(self, k: int) -> range:
-        """The examples of a shard."""
+        """Return the examples of a shard."""
         start = k * self.shard_examples
         return range(start, min(start + self.shard_examples, len(self.source)))
 
@@ -342,7 +342,7 @@ def _real_tokens(encoder: TextEncoder, text: str) -> int:
 
 
 def _digest(model: torch.nn.Module) -> str:
-    """sha256 of a model's tensors by name."""
+    """Return the sha256 of a model's tensors by name."""
     found = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

@@ -146,7 +146,7 @@ def batch_loss(model: Callable[..., Tensor], batch: Batch) -> Tensor:
 def _batches(
     recipe: Recipe, caches: Mapping[str, LatentCache], start: int, crew: "_Crew"
 ) -> Generator[tuple[int, Batch]]:
-    """The batches of all steps from `start`, each made while the one before is worked on."""
+    """Yield the batches of all steps from `start`, each made while the one before is worked on."""
 
     def make(step: int) -> Batch:
         stage = recipe.stage_at(step)
@@ -192,7 +192,7 @@ class _Run:
         self.average = Average(self.model)
 
     def change(self, learning_rate: float, loss: float) -> None:
-        """One step by the gradients at hand."""
+        """Take one step by the gradients at hand."""
         self.optimizer.step(learning_rate)
         self.average.update(ema_decay(self.step, self.recipe.ema_decay))
         first = math.isnan(self.loss_ema)

@@ -86,7 +86,7 @@ class Optimizer:
             part.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
-        """Its tensors as `<parameter>.<what>`; empty before the first step."""
+        """Return its tensors as `<parameter>.<what>`; empty before the first step."""
         return {
             f"{name}.{key}": value
             for name, parameter in self.names.items()
@@ -115,11 +115,12 @@ class Average:
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
-        """average <- decay * average + (1 - decay) * weights."""
+        """Update average <- decay * average + (1 - decay) * weights."""
         weights: list[Tensor] = list(self.sources.values())
         torch._foreach_lerp_(list(self.weights.values()), weights, 1 - decay)
 
 
 def ema_decay(step: int, highest: float) -> float:
-    """The decay after a step, counted from 0: warmed up, so that an average forgets its start."""
+    """Return the decay after a step, counted from 0: warmed up, so that an average forgets its
+    start."""
     return min(highest, (1 + step) / (10 + step))

@@ -161,7 +161,7 @@ class Recipe:
         return {stage.data.name: stage.data for stage in self.stages}
 
     def stage_at(self, step: int) -> Stage:
-        """The stage of a step, counted from 0 over all stages."""
+        """Return the stage of a step, counted from 0 over all stages."""
         for stage in self.stages:
             if step < stage.steps:
                 return stage
@@ -169,13 +169,13 @@ class Recipe:
         raise LumosXError(f"recipe: there are only {self.steps} steps")
 
     def learning_rate(self, step: int) -> float:
-        """Of a step: its stage's, times warm-up, times the final decay."""
+        """Return the learning rate of a step: its stage's, times warm-up, times the final decay."""
         rising = min(1.0, (step + 1) / max(self.warm_up, 1))
         falling = min(1.0, (self.steps - step) / max(self.decay * self.steps, 1.0))
         return self.stage_at(step).learning_rate * rising * falling
 
     def describe(self) -> dict[str, Any]:
-        """Everything that changes the result, as JSON: a run goes on only where it is the same."""
+        """Return all that changes the result, as JSON: a run resumes only where it is equal."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _FREE}
         plain |= {name: asdict(plain[name]) for name in ("model", "size", "times")}
         plain["start_from"] = None if self.start_from is None else str(self.start_from)

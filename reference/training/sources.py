@@ -71,7 +71,7 @@ class FolderSource:
 
 
 def _cover(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """The frame scaled to cover height x width, and its middle: uint8 [height, width, 3]."""
+    """Return the frame scaled to cover height x width, and its middle: uint8 [height, width, 3]."""
     if frame.shape[:2] == (height, width):
         return frame
     scale = max(height / frame.shape[0], width / frame.shape[1])

@@ -57,7 +57,7 @@ class Compiler(Protocol):
         """What to try where the result is not close enough."""
 
     def limits(self, defaults: dict[str, Any], max_references: int) -> Limits:
-        """The sizes that the result serves; defaults: of the checkpoint's videos."""
+        """Return the sizes that the result serves; defaults: of the checkpoint's videos."""
 
     def compile(
         self, model: LumosX, engine: Path, limits: Limits, report: Report
@@ -65,7 +65,7 @@ class Compiler(Protocol):
         """Write `files` and what belongs beside them into the engine; returns facts to report."""
 
     def vouches_for(self, engine: Path) -> bool:
-        """Whether finished `files` that lie there may be used."""
+        """Tell whether finished `files` that lie there may be used."""
 
 
 def calibration_for(numbers: Format, calibration: Path | None, random: bool) -> Calibration | None:

@@ -7,7 +7,7 @@ import torch
 
 
 def device_facts(device: str) -> dict[str, Any]:
-    """What a package is compiled for: the processor's or the GPU's instructions.
+    """Return what a package is compiled for: the processor's or the GPU's instructions.
 
     device: "cpu" or "cuda", which becomes {"name", "machine"} and "instructions" or "capability".
     """

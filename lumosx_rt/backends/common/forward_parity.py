@@ -30,7 +30,7 @@ def forward_parity(
     precision: str = "fp32",
     document: Calibration | None = None,
 ) -> list[dict[str, Any]]:
-    """One forward pass of a backend against the reference on small awkward layouts.
+    """Compare one forward pass of a backend with the reference on small awkward layouts.
 
     model: the reference in float32. backend: or what makes it, called when nothing but the model is
     in memory any more. Each result has its `relative_error` and the `gate` it must not exceed: of
@@ -75,7 +75,7 @@ def _forward_case(model: LumosX, index: int) -> tuple[Inputs, Tensor, int, Tenso
 
 
 def rounded_backend(model: LumosX, document: Calibration | None) -> Backend:
-    """The reference, rounded as an engine is: the yardstick where a format has no gate."""
+    """Return the reference, rounded as an engine is: the yardstick where a format has no gate."""
     if document is not None:
         return SimulatedBackend(model, document)
     return EagerBackend(recast(model, torch.bfloat16))

@@ -50,7 +50,7 @@ class Product:
 
 
 def read_graph(graph: Any) -> tuple[list[Rounding], list[Product]]:
-    """What is quantized in a graph (an onnx_ir model)."""
+    """Return what is quantized in a graph (an onnx_ir model)."""
     roundings = [
         Rounding(node.inputs[0].name, node.outputs[0].name, _scalar(node.inputs[1]))
         for node in graph.graph
@@ -74,7 +74,7 @@ def _products(graph: Any) -> Iterator[Product]:
 
 
 def _stored_in_e4m3(value: Any) -> str | None:
-    """The name of the stored matrix that a value is dequantized from, if it is one."""
+    """Return the name of the stored matrix that a value is dequantized from, if it is one."""
     node = value.producer()
     if node is None or node.op_type != "DequantizeLinear":
         return None
@@ -87,14 +87,14 @@ def _scalar(value: Any) -> float:
 
 
 def products_of(path: Path) -> dict[str, str]:
-    """{node of a matrix product: site} of a graph file."""
+    """Return {node of a matrix product: site} of a graph file."""
     import onnx_ir as ir
 
     return {product.node: product.site for product in _products(ir.load(path))}
 
 
 def carried_problems(graph: Any, document: Calibration, sites: list[str]) -> list[str]:
-    """Where a graph's scales are not the document's: sites that are missing, or have others.
+    """Return where a graph's scales are not the document's: sites that are missing, or have others.
 
     sites: those that it has to carry.
     """

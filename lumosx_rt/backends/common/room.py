@@ -35,7 +35,7 @@ class BackendRoom:
     """(options, whether weights are random) -> what makes the engine's part. Raises LumosXError for
     what does not exist or does not go together, before any heavy work."""
     load: Callable[[LoadRequest], Backend]
-    """Raises LumosXError for whatever does not fit."""
+    """Load the engine. Raises LumosXError for what does not fit."""
     advice: Mapping[str, str] = field(default_factory=dict)
     """For options of other backends: what to do instead."""
 

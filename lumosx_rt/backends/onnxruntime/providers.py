@@ -77,7 +77,7 @@ def serving_of(manifest: Manifest) -> Serving:
 
 
 def profiles_of(config: LumosXConfig, limits: Limits) -> tuple[str, str, str]:
-    """The least, usual and most shapes of all inputs, as providers read them."""
+    """Return the least, usual and most shapes of all inputs, as providers read them."""
     known = {"channels": config.in_dim, "text_len": config.text_len, "text_dim": config.text_dim}
     known |= {"pairs": config.head_dim // 2}
     shapes = {
@@ -94,7 +94,7 @@ def profiles_of(config: LumosXConfig, limits: Limits) -> tuple[str, str, str]:
 
 
 def options_of(provider: str, serving: Serving | None) -> dict[str, str]:
-    """What a provider is asked for; all values are text. Makes the folders it names."""
+    """Return what a provider is asked for; all values are text. Makes the folders it names."""
     if provider == "cpu":
         return {}
     if provider == "cuda":
@@ -184,7 +184,8 @@ def _mended(provider: str) -> str:
 
 
 def _plugin_device(ort: Any) -> Any | None:
-    """The first GPU of the separate package; None where onnxruntime itself has the provider."""
+    """Return the first GPU of the separate package; None where onnxruntime itself has the
+    provider."""
     name = NAMES["tensorrt-rtx"]
     if name in ort.get_available_providers():
         return None
@@ -218,6 +219,6 @@ def _make(folder: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what onnxruntime says, without the place in its source."""
+    """Return the first line of what onnxruntime says, without the place in its source."""
     line = next(iter(str(error).splitlines()), type(error).__name__)
     return re.sub(r"^/\S+:\d+ \S.*?\) (?=\S)", "", line)

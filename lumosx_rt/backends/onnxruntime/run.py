@@ -93,7 +93,7 @@ class BoundInputs:
         return array
 
     def set(self, latents: Tensor, time: int) -> None:
-        """Of one step."""
+        """Feed one step."""
         self.arrays["latents"][...] = latents.numpy()
         self.arrays["time"][...] = time
         if self.device != "cpu":
@@ -102,7 +102,7 @@ class BoundInputs:
 
 
 def shapes_of(inputs: Inputs) -> dict[str, tuple[int, ...]]:
-    """Of all the graph's inputs."""
+    """Return the shapes of all the graph's inputs."""
     static = {name: tuple(tensor.shape) for name, tensor in inputs.tensors.items()}
     return {"latents": inputs.shape, "time": inputs.shape[:1]} | static
 

@@ -105,7 +105,7 @@ class CachingBackend:
         return described(self._ort, self.provider, self.threads) | {"lossy": str(self.lossy)}
 
     def _add_no_video(self, given: BoundInputs, inputs: Inputs) -> None:
-        """What groups are gathered from in place of a video that none of them names."""
+        """Add what groups are gathered from in place of a video that none of them names."""
         frames, rows, columns = inputs.shape[3], *inputs.tensors["bias_tiles"].shape
         heads = (self.config.num_heads, self.config.head_dim)
         shape = (inputs.shape[0] * inputs.shape[1], frames * rows * columns, *heads)

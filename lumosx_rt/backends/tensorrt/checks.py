@@ -21,7 +21,8 @@ _INSTEAD = "without it, take --backend torch, which is for the same GPUs, or onn
 
 
 def import_tensorrt() -> Any:
-    """The module. Raises LumosXError where it is not installed, or its libraries do not load."""
+    """Return the module. Raises LumosXError where it is not installed, or its libraries do not
+    load."""
     try:
         import tensorrt
     except (ImportError, OSError) as error:

@@ -18,7 +18,7 @@ BACKEND = "tensorrt-rtx"
 
 
 def import_tensorrt_rtx() -> Any:
-    """The module. Raises LumosXError where it is not installed, or does not load."""
+    """Return the module. Raises LumosXError where it is not installed, or does not load."""
     try:
         import tensorrt_rtx
     except (ImportError, OSError) as error:

@@ -145,7 +145,7 @@ class PlanCompiler:
 
 
 def facts_of(made: list[dict[str, Any]], buckets: Sequence[int]) -> dict[str, Any]:
-    """Of the plans made: the last one's layers, and each bucket's where there are several."""
+    """Describe the plans made: the last one's layers, and each bucket's where there are several."""
     facts: dict[str, Any] = {
         "compile_seconds": round(sum(plan["compile_seconds"] for plan in made), 1),
         "layers": made[-1]["layers"],
@@ -158,7 +158,7 @@ def facts_of(made: list[dict[str, Any]], buckets: Sequence[int]) -> dict[str, An
 def _wide(
     model: LumosX, graph: Path, limits: Limits, report: Report
 ) -> tuple[dict[str, Any], list[Job]]:
-    """The graph of a plan in half precision."""
+    """Return the graph of a plan in half precision."""
     from lumosx_rt.export.onnx.graph import export_onnx
     from lumosx_rt.export.onnx.ops import PLAN_OPS
 

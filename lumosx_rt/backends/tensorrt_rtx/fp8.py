@@ -44,7 +44,7 @@ class Job(NamedTuple):
 
 
 def widened(graph: Path) -> OnnxRuntimeBackend:
-    """The graph that TensorRT is given, in float32, as onnxruntime runs it here."""
+    """Return the graph that TensorRT is given, in float32, as onnxruntime runs it here."""
     path = graph.with_name("widened.onnx")
     widen(graph, path)
     return OnnxRuntimeBackend(path, "cpu")
@@ -91,5 +91,5 @@ def fp8_jobs(
 
 
 def carried_sites(document: Calibration) -> list[str]:
-    """The document's sites that a plan has in e4m3."""
+    """Return the document's sites that a plan has in e4m3."""
     return [s for s in document.quantized if not is_attention(s) or part_of(s) == "self"]

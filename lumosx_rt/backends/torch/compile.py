@@ -91,7 +91,8 @@ class TorchCompiler:
 
 
 def cpp_compiler() -> str | None:
-    """The C++ compiler that inductor calls, if it is there: CXX, else g++ (on a Mac clang++)."""
+    """Return the C++ compiler that inductor calls, if it is there: CXX, else g++ (on a Mac
+    clang++)."""
     usual = "clang++" if sys.platform == "darwin" else "g++"
     return shutil.which(os.environ.get("CXX") or usual)
 

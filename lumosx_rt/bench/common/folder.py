@@ -34,7 +34,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def read_identity(file: Path) -> dict[str, Any]:
-    """run.json. Raises LumosXError if it is none."""
+    """Read run.json. Raises LumosXError if it is none."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         assert isinstance(found, dict)
@@ -60,12 +60,12 @@ def append_line(file: Path, line: str) -> None:
 
 
 def _is_empty(folder: Path) -> bool:
-    """Whether a folder holds nothing but what a killed run left over."""
+    """Tell whether a folder holds nothing but what a killed run left over."""
     return all(path.name.startswith(".") for path in folder.iterdir())
 
 
 def _differing(a: Any, b: Any, name: str = "") -> set[str]:
-    """The entries, named by their path, in which two trees of dictionaries differ."""
+    """Return the entries, named by their path, in which two trees of dictionaries differ."""
     if a == b:
         return set()
     if isinstance(a, dict) and isinstance(b, dict):

@@ -43,14 +43,14 @@ def load_average() -> float | None:
 
 
 def usable_cores() -> int:
-    """Of this process, where it is pinned to some."""
+    """Count the processors of this process, where it is pinned to some."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def code_digest() -> str:
-    """Of all Python files of this package, twelve letters."""
+    """Hash all Python files of this package, twelve letters."""
     root = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for file in sorted(

@@ -130,7 +130,7 @@ def by_vae(vae: VideoAutoencoder) -> MakeClip:
 
 
 def reference_engine(path: Path, components: Path | None = None) -> Engine:
-    """The PyTorch reference of a bundle, used like an engine.
+    """Return the PyTorch reference of a bundle, used like an engine.
 
     components: where text encoder, tokenizer and VAE lie, if not in the bundle.
     Raises LumosXError where a part is missing.

@@ -60,7 +60,7 @@ def choose(results: Sequence[Result], count: int = SHOWN) -> list[Result]:
 
 
 def _missed(result: Result) -> bool:
-    """Whether a face or an attribute is not where it belongs."""
+    """Tell whether a face or an attribute is not where it belongs."""
     return any(hits < cases for hits, cases in (result.tally["identity"], result.tally["binding"]))
 
 
@@ -86,7 +86,7 @@ def _scene(told: Story, result: Result, clip: NDArray[np.uint8]) -> Image.Image:
 
 
 def _film(frames: NDArray[np.uint8]) -> Image.Image:
-    """The first, the middle and the last frame, of a single one it alone."""
+    """Return the first, the middle and the last frame, of a single one it alone."""
     size = draw.WIDTH * ZOOM, draw.HEIGHT * ZOOM
     shown = sorted({0, len(frames) // 2, len(frames) - 1})
     pictures = [Image.fromarray(frames[i]).resize(size, Image.Resampling.NEAREST) for i in shown]
@@ -113,7 +113,7 @@ def _framed_picture(picture: NDArray[np.uint8]) -> Image.Image:
 
 
 def _marks(told: Story, seen: dict[str, Any]) -> Image.Image:
-    """What was seen of each person, left to right, and of the rest."""
+    """Return what was seen of each person, left to right, and of the rest."""
     rows = [
         (f"{place.word} wanted", _person_marks(person))
         for place, person in zip(told.people, seen["people"], strict=True)

@@ -47,7 +47,7 @@ class Result:
 
 
 def world_sha256() -> str:
-    """Of the code that draws and judges: only runs of the same can be compared."""
+    """Hash the code that draws and judges: only runs of the same can be compared."""
     digest = hashlib.sha256()
     for module in (looks, story, draw, judge, score):
         digest.update(inspect.getsource(module).encode())
@@ -55,7 +55,7 @@ def world_sha256() -> str:
 
 
 def identity_of(suite: str, scenes: SceneList, maker: dict[str, Any]) -> dict[str, Any]:
-    """What a run is: runs with the same identity have the same results."""
+    """Return what a run is: runs with the same identity have the same results."""
     return {
         "suite": suite,
         "list": {"name": scenes.name, "sha256": scenes.sha256},
@@ -103,7 +103,7 @@ def run_suite(
 
 
 def read_results(file: Path) -> list[Result]:
-    """The results in a scenes.jsonl; none if there is no such file yet.
+    """Return the results in a scenes.jsonl; none if there is no such file yet.
 
     A line that was torn by a kill is left out. Raises LumosXError for a file of something else.
     """
@@ -130,7 +130,7 @@ def _parsed(line: str) -> Result:
 
 
 def read_clip(folder: Path, name: str) -> NDArray[np.uint8]:
-    """The frames made for a scene: uint8 [frames, height, width, 3]."""
+    """Return the frames made for a scene: uint8 [frames, height, width, 3]."""
     with Image.open(folder / CLIPS / f"{name}.png") as strip:
         return np.asarray(strip.convert("RGB")).reshape(-1, draw.HEIGHT, draw.WIDTH, 3)
 

@@ -13,7 +13,7 @@ Measure = Callable[[Sequence[Tally]], dict[str, Estimate]]
 
 
 def summarise(results: Sequence[Result]) -> dict[str, Any]:
-    """Every metric over scenes with 1, 2, 3 people and over all, with 95 % intervals.
+    """Return every metric over scenes with 1, 2, 3 people and over all, with 95 % intervals.
 
     `groups`: people -> {"scenes", metric: {"value", "low", "high"}}; null where there is no case.
     """
@@ -26,7 +26,7 @@ def summarise(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def compare(results: Sequence[Result], others: Sequence[Result]) -> dict[str, Any]:
-    """results - others over the scenes that both have (paired), as `summarise` says it.
+    """Return results - others over the scenes that both have (paired), as `summarise` says it.
 
     Raises LumosXError where they have no scene in common.
     """

@@ -261,14 +261,14 @@ def ceiling(subject: Subject) -> Row:
 
 
 def arithmetic(backend: str, precision: str, device: str) -> torch.dtype:
-    """What an engine multiplies in."""
+    """Return what an engine multiplies in."""
     if backend == "onnxruntime" or (device == "cpu" and format_of(precision).quantized):
         return torch.float32  # halves are stored only; on a CPU, e4m3 are rounded to
     return {"fp32": torch.float32, "fp16": torch.float16}.get(precision, torch.bfloat16)
 
 
 def speed_up(subject: Subject, layout: Layout, reference: Callable[[], LumosX]) -> Row:
-    """The engine's steps and the eager reference's in turns, on equally many threads."""
+    """Return the engine's steps and the eager reference's in turns, on equally many threads."""
     engine = subject.engine
     model = reference().to("cpu" if _on_cpu(subject) else "cuda")
     threads, own = torch.get_num_threads(), getattr(engine.backend, "threads", None)

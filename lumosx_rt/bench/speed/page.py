@@ -47,7 +47,7 @@ def share(row: Row, top: Row) -> str:
 
 
 def speed_up(summary: Row) -> str:
-    """The engine against the reference, or why nothing is said of that."""
+    """Return the engine against the reference, or why nothing is said of that."""
     if not summary["verified"]:
         return f"no speed-up: {summary['not_verified_because']}"
     row = summary["rows"].get("speed-up")

@@ -12,7 +12,8 @@ SHARE = 0.95  # of an interval
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which a share (0 to 1) of the values lies, between neighbours linearly."""
+    """Return the value below which a share (0 to 1) of the values lies, between neighbours
+    linearly."""
     return float(np.quantile(values, share))
 
 
@@ -23,7 +24,7 @@ def spread(seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def ratio(base: Sequence[float], own: Sequence[float]) -> dict[str, float]:
-    """How many times as fast as the base: {"ratio", "low", "high"}.
+    """Return how many times as fast as the base: {"ratio", "low", "high"}.
 
     base, own: times of the same rounds, so that the machine's drift cancels. The median of the
     rounds' ratios, with a 95 % bootstrap interval over rounds, which is the ratio itself where

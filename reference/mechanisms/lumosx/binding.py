@@ -37,14 +37,14 @@ class Binding:
     references: Tensor
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor with words for people."""
+        """Yield every tensor with words for people."""
         yield "the text encoder's embeddings of the prompt", self.text
         yield "the text encoder's embeddings of the negative prompt", self.null_text
         yield "the VAE's latents of the references", self.references
 
 
 def word_template(masks: NDArray[np.bool_], layout: SceneLayout) -> NDArray[np.float32]:
-    """How strongly each prompt word is promoted for each reference (omega of
+    """Return how strongly each prompt word is promoted for each reference (omega of
     docs/spec.md#word-weights).
 
     masks: bool [references, text_len], the prompt tokens that spell each reference's word.
@@ -66,7 +66,8 @@ def word_template(masks: NDArray[np.bool_], layout: SceneLayout) -> NDArray[np.f
 def word_masks(
     name: str, prompt: Prompt, words: Sequence[str], encoder: TextEncoder
 ) -> NDArray[np.bool_]:
-    """The prompt tokens that spell each reference's cleaned word: bool [references, text_len].
+    """Return the prompt tokens that spell each reference's cleaned word: bool [references,
+    text_len].
 
     name: of the scene, for messages. Raises one LumosXError for all words that spell no tokens.
     """

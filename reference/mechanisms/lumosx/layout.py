@@ -252,7 +252,7 @@ class SceneLayout:
 
     @classmethod
     def from_key(cls, key: str) -> "SceneLayout":
-        """The layout named by a `key`. Raises LumosXError if it is not one."""
+        """Return the layout named by a `key`. Raises LumosXError if it is not one."""
         number = r"\d{1,9}"
         match = re.fullmatch(
             rf"({number})x({number})x({number})\+({number})"

@@ -76,7 +76,7 @@ def random_of(
 
 
 def arguments_of(tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
-    """What the model takes after latents and time: text, references, template, structure."""
+    """Return what the model takes after latents and time: text, references, template, structure."""
     structure = Structure(*(tensors[name] for name in Structure._fields))
     return tensors["text"], tensors["references"], tensors["template"], structure
 

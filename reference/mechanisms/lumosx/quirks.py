@@ -48,7 +48,7 @@ def _undiluted(layout: SceneLayout, right: Tensors, head_dim: int) -> dict[str, 
 
 
 def _null_branch(name: str) -> Undone:
-    """The negative prompt's stream without references' pictures or words."""
+    """Return the negative prompt's stream without references' pictures or words."""
 
     def undone(layout: SceneLayout, right: Tensors, head_dim: int) -> dict[str, Tensor]:
         value = right[name].clone()

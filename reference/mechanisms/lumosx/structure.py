@@ -58,7 +58,7 @@ def rope_table(positions: Tensor, head_dim: int, dtype: torch.dtype = torch.floa
 def structure_of(
     layouts: Sequence[SceneLayout], head_dim: int, dtype: torch.dtype = torch.float32
 ) -> Structure:
-    """The structural tensors of streams that agree in frames, size and number of references.
+    """Return the structural tensors of streams that agree in frames, size and number of references.
 
     `dtype` is that of the rope tables: rotation is computed in it (float64 as released).
     Raises LumosXError where the streams disagree.
