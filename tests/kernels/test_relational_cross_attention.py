@@ -28,9 +28,7 @@ def run(op, case: Case, bias: WordBias | None, double: bool = False):
     return op(CrossAttention(*x, bias, structure))
 
 
-@pytest.mark.parametrize("dtype, name", SWEEP)
-def test_relational_cross_attention(dtype: torch.dtype, name: str) -> None:
-    case = Case(name, dtype, heads=2 if name == "groups of one to four" else 1)
+def assert_is_right(case: Case) -> None:
     results = (
         run(relational_cross_attention, case, case.bias),
         run(ops.cross_attention, case, case.bias),
@@ -38,18 +36,18 @@ def test_relational_cross_attention(dtype: torch.dtype, name: str) -> None:
     )
     for part, *each in zip(("video", "condition"), *results, strict=True):
         assert_within_budget(part, *each)
+
+
+@pytest.mark.parametrize("dtype, name", SWEEP)
+def test_relational_cross_attention(dtype: torch.dtype, name: str) -> None:
+    case = Case(name, dtype, heads=2 if name == "groups of one to four" else 1)
+    assert_is_right(case)
 
 
 @pytest.mark.parametrize("text_len, dtype", [(1, HALF[0]), (32, HALF[1]), (40, HALF[0])])
 def test_texts_that_end_beside_and_on_the_tiles(text_len: int, dtype: torch.dtype) -> None:
     case = Case("frames of one tile", dtype, heads=1, head_dim=32, text_len=text_len, seeds=1)
-    results = (
-        run(relational_cross_attention, case, case.bias),
-        run(ops.cross_attention, case, case.bias),
-        run(ops.cross_attention, case, case.bias, double=True),
-    )
-    for part, *each in zip(("video", "condition"), *results, strict=True):
-        assert_within_budget(part, *each)
+    assert_is_right(case)
 
 
 @pytest.mark.parametrize("name", BIASED)
