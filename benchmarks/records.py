@@ -12,9 +12,17 @@ from lumosx_rt.reference.files import write_atomically
 
 def keep(record: dict[str, Any], out: Path | None) -> None:
     """Print a record as JSON, and write it where a file is asked for; adds "environment"."""
+    print(_text(record), end="")
+    if out is not None:
+        write(record, out)
+
+
+def write(record: dict[str, Any], out: Path) -> None:
+    """Write a record as JSON; adds "environment"."""
+    write_atomically(out, _text(record))
+
+
+def _text(record: dict[str, Any]) -> str:
     memory = round(psutil.virtual_memory().total / 2**30, 1)
     environment = machine() | {"memory_gib": memory} | record.get("environment", {})
-    text = json.dumps(record | {"environment": environment}, indent=1, allow_nan=False) + "\n"
-    print(text, end="")
-    if out is not None:
-        write_atomically(out, text)
+    return json.dumps(record | {"environment": environment}, indent=1, allow_nan=False) + "\n"

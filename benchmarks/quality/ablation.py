@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.records import write
 from lumosx_rt.bench.common.makers import MakeClip
 from lumosx_rt.bench.quality.suite import Result, identity_of, run_suite
 from lumosx_rt.bench.quality.table import compare, summarise
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.encoders.umt5 import load_text_encoder
 from lumosx_rt.reference.encoders.wan_vae import load_vae
-from lumosx_rt.reference.files import write_atomically
 from lumosx_rt.reference.mechanisms.lumosx.binding import Binding, bind_scene
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.sampling.denoise import denoise
@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name, found in results.items()
             if name != "full"
         }
-    write_atomically(given.out, json.dumps(record, indent=2, allow_nan=False) + "\n")
+    write(record, given.out)
     print(given.out)
 
 

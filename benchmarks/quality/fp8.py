@@ -14,7 +14,6 @@ least -1 point, and at least -3 at the lower end of the 95 % interval.
 
 import argparse
 import hashlib
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.records import write
 from lumosx_rt.bench.common.makers import MakeClip, Sampling, final_latents, reference_engine
 from lumosx_rt.bench.quality.suite import Result, identity_of, run_suite
 from lumosx_rt.bench.quality.table import as_text, compare, summarise
@@ -31,7 +31,7 @@ from lumosx_rt.bench.run import LISTS
 from lumosx_rt.calibration.calibration_file import Calibration, read_calibration
 from lumosx_rt.calibration.sensitivity import decibels
 from lumosx_rt.reference.backbones.precision import recast
-from lumosx_rt.reference.files import replacing, write_atomically
+from lumosx_rt.reference.files import replacing
 from lumosx_rt.reference.sampling.eager import EagerBackend
 from lumosx_rt.reference.world.story import Story
 from lumosx_rt.runtime.engine import Engine
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for name, (make, place, what) in turns.items()
             }
             record = record_of(results, stories, given.folder, facts)
-            write_atomically(given.out, json.dumps(record, indent=2, allow_nan=False) + "\n")
+            write(record, given.out)
             print(f"{len(stories)} of {len(chosen.stories)} scenes", flush=True)
     for name in ("bf16", "fp8"):
         print(f"\n{name} minus fp32")

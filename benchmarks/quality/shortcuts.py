@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.records import write
 from benchmarks.sources import stamp
 from lumosx_rt.artifact.certificate import standing
 from lumosx_rt.artifact.manifest import MANIFEST
@@ -40,7 +41,6 @@ from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import (
     replacing,
     sha256_of,
-    write_atomically,
 )
 from lumosx_rt.reference.metrics import relative_error
 from lumosx_rt.reference.sampling.denoise import denoise
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "stamp": stamp(SOURCES),
         "rows": [row_of(makers[name], makers["exact"], results) for name in names],
     }
-    write_atomically(given.out, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    write(record, given.out)
     with replacing(given.out.with_suffix(".png")) as temporary:
         picture(record).save(temporary, format="PNG")
     print(as_text(record))

@@ -9,7 +9,6 @@ With --threads 1 times are the processor's, so that others on the machine cost n
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -22,10 +21,11 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from benchmarks.records import write
 from benchmarks.sources import MODEL, stamp
 from lumosx_rt.artifact.source import random_transformer
 from lumosx_rt.backends.onnxruntime.run import OnnxRuntimeBackend
-from lumosx_rt.bench.common.machine import load_average, machine
+from lumosx_rt.bench.common.machine import load_average
 from lumosx_rt.export.onnx import graph
 from lumosx_rt.export.onnx.ops import export_ops, rotate_operator
 from lumosx_rt.reference.backbones.config import PRESETS
@@ -101,13 +101,13 @@ def main() -> None:
         )
     if arguments.out:
         content = {
-            "environment": machine() | {"load_average": load_average()},
+            "environment": {"load_average": load_average()},
             "times": "processor" if arguments.threads == 1 else "wall",
             "repeats": arguments.repeats,
             "stamp": stamp(SOURCES),
             "rows": rows,
         }
-        arguments.out.write_text(json.dumps(content, indent=2) + "\n")
+        write(content, arguments.out)
 
 
 def measure(

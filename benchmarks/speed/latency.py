@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 
 import lumosx_rt as rt
+from benchmarks.records import write
 from benchmarks.sources import MODEL, stamp
 from lumosx_rt.bench.common.machine import code_digest, machine
 from lumosx_rt.bench.speed.command import PAGE_FILE, bench_speed, not_verified, told
 from lumosx_rt.bench.speed.measure import QUICK, Extent
 from lumosx_rt.parity.verify import verify
-from lumosx_rt.reference.files import write_atomically
 from lumosx_rt.reference.scenes.builtin import builtin_scenes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,7 +85,7 @@ def main() -> int:
     shutil.copyfile(Path(summary["folder"], PAGE_FILE), given.out.with_suffix(".png"))
     record = {**summary, "engine": "engine of checkpoints/tiny", "stamp": stamp(SOURCES)}
     del record["folder"]
-    write_atomically(given.out, json.dumps(record, indent=1) + "\n")
+    write(record, given.out)
     return 0
 
 

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.records import write
 from benchmarks.sources import stamp, stamp_digest
 from benchmarks.speed import profiles
 from benchmarks.speed.picture import draw
@@ -44,7 +45,7 @@ from benchmarks.speed.variants import (
 from lumosx_rt.bench.common.machine import machine
 from lumosx_rt.bench.speed.page import aligned
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.files import replacing, write_atomically
+from lumosx_rt.reference.files import replacing
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "out" / "side-by-side"
@@ -78,7 +79,7 @@ def main() -> int:
             size, [VARIANTS[v] for v in given.only], given.rounds or size.rounds
         )
         content["sizes"] = {n: content["sizes"][n] for n in SIZES if n in content["sizes"]}
-        write_atomically(given.out, json.dumps(content, indent=1) + "\n")
+        write(content, given.out)
         print(as_text(name, content["sizes"][name]), flush=True)
     with replacing(given.out.with_suffix(".png")) as file:
         draw(content).save(file, format="PNG")
