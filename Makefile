@@ -23,8 +23,9 @@ demo: install
 	$(BIN)/lumosx-rt inspect samples/drawn/two --frames 9 --height 64 --width 144 \
 		--layout-png out/two-layout.png > out/two-layout.txt
 
+# Compiled once: what is imported is kept, also by the processes that tests start
 test: install lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadscope --no-loadscope-reorder \
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadscope --no-loadscope-reorder \
 		-m "not slow and not gpu and not hopper"
 
 # What is quick: layouts, scenes, manifests, the order of rooms, documentation, help; under a minute

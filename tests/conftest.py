@@ -10,6 +10,7 @@ Tests that damage an engine damage a copy (`copied`).
 """
 
 import fcntl
+import gc
 import io
 import itertools
 import json
@@ -66,7 +67,10 @@ def surroundings(shared):
         patch.setenv("LUMOSX_CACHE", str(shared / "cache"))
         patch.setenv("TOKENIZERS_PARALLELISM", "false")
         patch.setenv("OMP_NUM_THREADS", "1")
+        gc.collect()
+        gc.freeze()  # the libraries, which are large and stay, are not looked through again
         yield
+        gc.unfreeze()
     torch.set_num_threads(threads)
 
 

@@ -1,9 +1,11 @@
-"""How tests trace their models, which have two layers."""
+"""How tests trace and compile their models, which have two layers."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch._dynamo
+from torch._inductor import config as inductor
 from torch.fx.experimental import _config as symbolic
 
 
@@ -11,12 +13,18 @@ from torch.fx.experimental import _config as symbolic
 def in_less_time() -> Iterator[None]:
     """Trace in a third of the time, to a program of the same numbers.
 
-    Without the cache of torch's fake tensors; and taking sizes of 0 and 1 as any others, which the
-    shape arithmetic of a graph shows in a few nodes. tests/export/onnx/test_graph.py traces as
-    users do.
+    Without the cache of torch's fake tensors; taking sizes of 0 and 1 as any others, which the
+    shape arithmetic of a graph shows in a few nodes; with loops that use no vector instructions;
+    and without looking for garbage among the nodes. tests/export/onnx/test_graph.py traces as
+    users do, and a slow test of tests/lumosx_rt/backends/torch/test_run.py compiles as they do.
     """
     with (
         torch._dynamo.config.patch(fake_tensor_cache_enabled=False),
         symbolic.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]  # a config module
+        inductor.patch({"cpp.simdlen": 1}),
     ):
-        yield
+        gc.disable()
+        try:
+            yield
+        finally:
+            gc.enable()
