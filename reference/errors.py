@@ -5,11 +5,20 @@ class LumosXError(Exception):
     """A refusal. The message states what was given, what is accepted, and what to do."""
 
 
+MOST_LISTED = 10
+
+
 def listing(title: str, problems: list[str]) -> str:
-    """Join several problems into one message, so that a user can correct them all at once."""
+    """Join several problems into one message, so that a user can correct them all at once.
+
+    The first ten are listed, the rest counted.
+    """
     if len(problems) == 1:
         return f"{title}: {problems[0]}"
-    return "\n".join([f"{title}: {len(problems)} problems", *(f"  - {p}" for p in problems)])
+    lines = [f"  - {problem}" for problem in problems[:MOST_LISTED]]
+    if len(problems) > MOST_LISTED:
+        lines.append(f"  and {len(problems) - MOST_LISTED} more")
+    return "\n".join([f"{title}: {len(problems)} problems", *lines])
 
 
 class NotFinite(LumosXError):

@@ -12,6 +12,13 @@ from typing import Any, BinaryIO
 from lumosx_rt.reference.errors import LumosXError
 
 _JSON_LIMIT_BYTES = 1 << 27
+_TEXT_LIMIT_BYTES = 1 << 20
+_OF_THE_SYSTEM = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "__macosx"}
+
+
+def of_the_system(name: str) -> bool:
+    """Tell whether a file or folder is hidden, or one that systems put beside others' files."""
+    return name.startswith((".", "~$")) or name.lower() in _OF_THE_SYSTEM
 
 
 @contextmanager
@@ -90,3 +97,29 @@ def sha256_of(path: Path) -> str:
     """Hash a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def inside(root: Path, relative: str) -> Path:
+    """Return `root`/`relative`, if it stays inside `root`, links followed. Raises LumosXError."""
+    path = root / relative
+    try:
+        held = not os.path.isabs(relative) and path.resolve().is_relative_to(root.resolve())
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, links in a circle
+        held = False
+    if not held:
+        raise LumosXError(
+            f"{relative!r:.200} leads out of the folder '{root}'; copy the file into it and give "
+            "a relative path"
+        )
+    return path
+
+
+def read_text(path: Path, what: str) -> str:
+    """A UTF-8 file of at most 1 MiB; an empty one is "". Raises LumosXError."""
+    if path.is_file() and path.stat().st_size == 0:
+        return ""
+    with open_regular(path, _TEXT_LIMIT_BYTES, what) as file:
+        try:
+            return file.read(_TEXT_LIMIT_BYTES).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise LumosXError(f"{what} '{path}' is not UTF-8 text ({error}); save it so") from error

@@ -11,95 +11,30 @@ scene.toml says the rest; what is written is read back, and gets a scene.toml on
 Folders are untrusted: nothing outside the folder is read, whether by a path or by a link.
 """
 
-import json
 import os
 import re
 import secrets
 import shutil
-import tomllib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from PIL import Image
 
-from lumosx_rt.reference.errors import LumosXError, listing
-from lumosx_rt.reference.files import open_regular
-from lumosx_rt.reference.scenes.images import MAX_FILE_BYTES
-
-Order = Literal["stable", "listing"] | Callable[[list[str]], Iterable[str]]
-Script = Literal["subject", "face"]
+from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.files import inside, of_the_system, open_regular, read_text
+from lumosx_rt.reference.scenes.images import MAX_FILE_BYTES, picture_of
+from lumosx_rt.reference.scenes.scene_toml import toml_of
+from lumosx_rt.reference.scenes.sheet import Order, Reference, Script, Sheet, Subject, file_name
 
 SCENE_FILE = "scene.toml"
 PARTS = ("caption.txt", "background", "objects", "subjects")
-MAX_TEXT_BYTES = 1 << 20
+PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp"} | {
+    ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".svg"  # pictures, not read here
+}  # fmt: skip
+_FACE, _LEFT_OUT = "face_", "fullfullbody"
 
 _UNWRITABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # in a file name: controls, not UTF-8
-_TOML_KINDS = {str: "a string", bool: "true or false", dict: "a table", list: "an array"}
-
-
-@dataclass(frozen=True)
-class Reference:
-    """One picture and the word of the caption that it shows."""
-
-    word: str
-    image: Path | Image.Image
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.image, Image.Image):
-            object.__setattr__(self, "image", Path(self.image))
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One person: pictures in the order the model sees them (it matters, docs/spec.md#r2pe)."""
-
-    references: tuple[Reference, ...]
-    face: int | None = 0
-    """Which of the pictures is the face; None where there is none."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "references", tuple(self.references))
-        if not self.references:
-            object.__setattr__(self, "face", None)
-        elif self.face is not None and not 0 <= self.face < len(self.references):
-            raise LumosXError(
-                f"subject: face {self.face} is not one of its {len(self.references)} pictures; "
-                "give its place, counted from 0, or None"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sheet:
-    """What the files of a scene say."""
-
-    name: str
-    caption: str
-    background: Reference | None = None
-    objects: tuple[Reference, ...] = ()
-    subjects: tuple[Subject, ...] = ()
-    alpha: str = "composite"
-    exif: bool = True
-    findings: tuple[str, ...] = field(default=(), compare=False)
-    """What is wrong with the files, one sentence each."""
-    notes: tuple[str, ...] = field(default=(), compare=False)
-    """What is odd about them."""
-
-    def words(self) -> tuple[object, ...]:
-        """All that it says but the pictures themselves."""
-        lone = self.background and self.background.word, *(r.word for r in self.objects)
-        subjects = [([r.word for r in g.references], g.face) for g in self.subjects]
-        return self.name, self.caption, lone, subjects, self.alpha, self.exif
-
-
-def file_name(text: str) -> str:
-    """Make `text` into one plain file name: no path, no hidden file, at most 100 bytes."""
-    text = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|;]', "_", text).strip(" .")
-    return text.encode(errors="ignore")[:100].decode(errors="ignore").strip(" .") or "scene"
-
-
-# -- prompt folders -----------------------------------------------------------------------------
 
 
 def read_folder(root: Path, order: Order, script: Script) -> Sheet:
@@ -121,18 +56,27 @@ def read_folder(root: Path, order: Order, script: Script) -> Sheet:
     def reference(part: str, file: str, word: str) -> Reference:
         return Reference(word, inside(root, f"{part}/{file}"))
 
-    lone: list[Reference] = []
+    def lone_word(part: str, file: str) -> str:
+        cut = file.split(".")[0]
+        if released:
+            return cut
+        word = _word(file)
+        if cut != word:
+            notes.append(
+                f"{part}/{file}: its word is '{word}'; the released scripts cut it, '{cut}'"
+            )
+        return word
+
     files = names("background") if script == "subject" else []
     if len(files) > 1 and not released:
         findings.append(f"background/ holds {len(files)} files ({_some(files)}); keep one of them")
-    if files:
-        lone.append(reference("background", files[0], files[0].split(".")[0]))
-    has_background = bool(lone)
+    parts = [("background", file) for file in files[:1]]
     if script == "subject":
-        lone += [reference("objects", file, file.split(".")[0]) for file in names("objects")]
+        parts += [("objects", file) for file in names("objects")]
+    lone = [reference(part, file, lone_word(part, file)) for part, file in parts]
     if released:
         lone = _overwritten(lone)
-    background = lone.pop(0) if has_background else None
+    background = lone.pop(0) if files else None
 
     subjects = []
     for folder in names("subjects"):
@@ -140,18 +84,20 @@ def read_folder(root: Path, order: Order, script: Script) -> Sheet:
         if not inside(root, part).is_dir():
             findings.append(f"{part} is not a folder; put each subject into a folder of its own")
             continue
-        files = [file for file in names(part) if "fullfullbody" not in file]
-        if script == "face":
-            files = [file for file in files if "face" in file]
-            if not files:
-                findings.append(f"{part} has no face; the face script needs face_<word>.png")
+        members = [_member(file, released) for file in names(part) if _LEFT_OUT not in file]
         if not released:
-            files.sort(key=lambda file: "face" not in file)
-        members = [reference(part, file, _member_word(file)) for file in files]
+            notes += [f"{part}/{note}" for note in _differing(names(part))]
+            members.sort(key=lambda member: not member.face)
+        if script == "face":
+            members = [member for member in members if member.face]
+            if not members:
+                findings.append(f"{part} has no face; the face script needs face_<word>.png")
+        references = [reference(part, member.file, member.word) for member in members]
+        faces = {references[i].image for i, member in enumerate(members) if member.face}
         if released:
-            members = _overwritten(members)
-        faces = [i for i, member in enumerate(members) if "face" in Path(str(member.image)).name]
-        subjects.append(Subject(tuple(members), faces[0] if faces else None))
+            references = _overwritten(references)
+        marks = [i for i, one in enumerate(references) if one.image in faces]
+        subjects.append(Subject(tuple(references), marks[0] if marks else None))
     return Sheet(
         name=name,
         caption=caption,
@@ -207,14 +153,12 @@ def _names(root: Path, part: str, order: Order, findings: list[str]) -> list[str
         findings.append(f"{part} is a file; make it a folder that holds the pictures")
         return []
     names = _list(folder)
+    if order == "stable":
+        names = sorted((name for name in names if not of_the_system(name)), key=_natural)
     for name in names:
         if _UNWRITABLE.search(name):
             raise LumosXError(f"scene: {part} holds a file with the name {ascii(name)}; rename it")
-    if order == "listing":
-        return names
-    if order == "stable":
-        return sorted((name for name in names if not name.startswith(".")), key=_natural)
-    return list(order(names))
+    return list(order(names)) if callable(order) else names
 
 
 def _list(folder: Path) -> list[str]:
@@ -230,118 +174,49 @@ def _natural(name: str) -> tuple[list[str | int], str]:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
-def _member_word(file: str) -> str:
-    """Return the word of a file in a subject's folder: face_<word>.<suffix>, or <word>.<suffix>."""
-    if "face" in file:
-        file = file.partition("_")[2]
-    return file.rsplit(".", 1)[0]
+def _word(file: str) -> str:
+    """Return the word of a file: its name without the suffix of a picture, and nothing else cut."""
+    stem, dot, suffix = file.rpartition(".")
+    return stem if (dot + suffix).lower() in PICTURE_SUFFIXES else file
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A file in a subject's folder."""
+
+    file: str
+    word: str
+    face: bool
+
+
+def _member(file: str, released: bool) -> _Member:
+    """Tell a face, `face_<word>`, from an attribute, <word>; released: "face" stands anywhere."""
+    if released:
+        face = "face" in file
+        return _Member(file, (file.partition("_")[2] if face else file).rsplit(".", 1)[0], face)
+    word = _word(file)
+    face = f"{word}_".lower().startswith(_FACE)  # also "face" alone, which lacks its word
+    return _Member(file, word[len(_FACE) :] if face else word, face)
+
+
+def _differing(files: list[str]) -> Iterator[str]:
+    """Say of files in a subject's folder where the released scripts would read something else."""
+    for file in files:
+        if _LEFT_OUT in file:
+            yield f"{file} is left out, as released, for its name holds '{_LEFT_OUT}'"
+            continue
+        ours, theirs = _member(file, False), _member(file, True)
+        if ours != theirs:
+            kind = "face" if theirs.face else "attribute"
+            yield (
+                f"{file}: its word is '{ours.word}'; to the released scripts it is the {kind} "
+                f"'{theirs.word}'"
+            )
 
 
 def _overwritten(references: list[Reference]) -> list[Reference]:
     """As in the release's dictionaries: of equal words the last file, in the first one's place."""
     return list({reference.word: reference for reference in references}.values())
-
-
-# -- scene.toml ---------------------------------------------------------------------------------
-
-
-def read_toml(path: Path) -> Sheet:
-    """Return what a scene.toml says. Raises one LumosXError with everything it says wrongly."""
-    text = read_text(path, "scene")
-    try:
-        content = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise LumosXError(f"scene '{path}' is not TOML: {error or 'nested too deeply'}") from error
-    problems: list[str] = []
-
-    def take(table: Any, where: str, **kinds: type) -> dict[str, Any]:
-        """Return the entries of a table that are known and of the right kind."""
-        if not isinstance(table, dict):
-            problems.append(f"{where} must be a table with {', '.join(kinds)}, got {table!r:.60}")
-            return {}
-        for key in sorted(set(table) - set(kinds)):
-            problems.append(f"{where} has an unknown entry '{key}'; known are {', '.join(kinds)}")
-        for key in sorted(set(table) & set(kinds)):
-            if type(table[key]) is not kinds[key]:
-                kind = _TOML_KINDS[kinds[key]]
-                problems.append(f"{where}: {key} must be {kind}, got {table[key]!r:.60}")
-        return {k: v for k, v in table.items() if k in kinds and type(v) is kinds[k]}
-
-    def reference(table: Any, where: str, **more: type) -> Reference:
-        entries = take(table, where, word=str, image=str, **more)
-        for key in ("word", "image"):
-            if isinstance(table, dict) and key not in table:
-                problems.append(f"{where} has no {key}")
-        image = Path(entries.get("image", ""))
-        try:
-            image = inside(path.parent, entries.get("image", ""))
-        except LumosXError as error:
-            problems.append(f"{where}: {error}")
-        return Reference(entries.get("word", ""), image)
-
-    top = take(
-        content,
-        "the file",
-        name=str,
-        caption=str,
-        alpha=str,
-        exif=bool,
-        background=dict,
-        objects=list,
-        subjects=list,
-    )
-    background = reference(top["background"], "background") if "background" in top else None
-    objects = [reference(o, f"object {i}") for i, o in enumerate(top.get("objects", []), 1)]
-    subjects = []
-    for s, table in enumerate(top.get("subjects", []), 1):
-        members = take(table, f"subject {s}", references=list).get("references", [])
-        references = [
-            reference(member, f"subject {s}, picture {i}", face=bool)
-            for i, member in enumerate(members, 1)
-        ]
-        # the first picture is the face unless another says so, or it says it is none
-        marks = [member.get("face") if isinstance(member, dict) else None for member in members]
-        face = marks.index(True) if True in marks else None if marks[:1] == [False] else 0
-        subjects.append(Subject(tuple(references), face))
-    if top.get("alpha", "composite") not in ("composite", "drop"):
-        problems.append(f"alpha: got '{top['alpha']}', accepted are 'composite' and 'drop'")
-    if problems:
-        raise LumosXError(listing(f"scene '{path}'", problems))
-    return Sheet(
-        name=file_name(top.get("name", path.resolve().parent.name)),
-        caption=top.get("caption", ""),
-        background=background,
-        objects=tuple(objects),
-        subjects=tuple(subjects),
-        alpha=top.get("alpha", "composite"),
-        exif=top.get("exif", True),
-    )
-
-
-def _toml(sheet: Sheet, folder: Path) -> str:
-    def text(value: str) -> str:  # a JSON string is a TOML string, but for one character
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-    def entry(reference: Reference, face: bool | None = None) -> str:
-        image = Path(str(reference.image)).relative_to(folder).as_posix()
-        mark = "" if face is None else f", face = {str(face).lower()}"
-        return f"{{ word = {text(reference.word)}, image = {text(image)}{mark} }}"
-
-    lines = [f"name = {text(sheet.name)}", f"caption = {text(sheet.caption)}"]
-    lines += [f"alpha = {text(sheet.alpha)}", f"exif = {str(sheet.exif).lower()}"]
-    if sheet.background is not None:
-        lines.append(f"background = {entry(sheet.background)}")
-    if sheet.objects:
-        lines += ["objects = [", *(f"  {entry(r)}," for r in sheet.objects), "]"]
-    for subject in sheet.subjects:
-        lines += ["", "[[subjects]]", "references = ["]
-        for i, reference in enumerate(subject.references):
-            lines.append(f"  {entry(reference, i == subject.face)},")
-        lines.append("]")
-    return "\n".join(lines) + "\n"
-
-
-# -- both ---------------------------------------------------------------------------------------
 
 
 def write_folder(sheet: Sheet, target: Path) -> None:
@@ -365,6 +240,7 @@ def write_folder(sheet: Sheet, target: Path) -> None:
         while path.exists():
             path, twin = built / part / f"{stem} {twin}{suffix}", twin + 1
         if isinstance(picture, Image.Image):
+            picture = picture_of(picture, exif=sheet.exif)  # a PNG keeps no orientation
             savable = picture.mode in ("1", "L", "LA", "P", "RGB", "RGBA")
             (picture if savable else picture.convert("RGB")).save(path)
         else:
@@ -395,37 +271,11 @@ def write_folder(sheet: Sheet, target: Path) -> None:
             exif=sheet.exif,
         )
         if read_folder(built, "stable", "subject").words() != written.words():
-            (built / SCENE_FILE).write_text(_toml(written, built), encoding="utf-8", newline="")
+            (built / SCENE_FILE).write_text(toml_of(written, built), encoding="utf-8", newline="")
         os.replace(built, target)
     except BaseException:
         shutil.rmtree(built, ignore_errors=True)
         raise
-
-
-def inside(root: Path, relative: str) -> Path:
-    """Return `root`/`relative`, if it stays inside `root`, links followed. Raises LumosXError."""
-    path = root / relative
-    try:
-        held = not os.path.isabs(relative) and path.resolve().is_relative_to(root.resolve())
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, links in a circle
-        held = False
-    if not held:
-        raise LumosXError(
-            f"{relative!r:.200} leads out of the folder '{root}'; copy the file into it and give "
-            "a relative path"
-        )
-    return path
-
-
-def read_text(path: Path, what: str) -> str:
-    """A UTF-8 file of at most 1 MiB; an empty one is "". Raises LumosXError."""
-    if path.is_file() and path.stat().st_size == 0:
-        return ""
-    with open_regular(path, MAX_TEXT_BYTES, what) as file:
-        try:
-            return file.read(MAX_TEXT_BYTES).decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise LumosXError(f"{what} '{path}' is not UTF-8 text ({error}); save it so") from error
 
 
 def _some(names: list[str]) -> str:

@@ -10,9 +10,11 @@ white first. `alpha="drop"` is the release.
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,9 @@ MAX_PIXELS = 64_000_000
 
 Alpha = Literal["composite", "drop"]
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+_ORIENTED = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+_MAX_TEXT_BYTES = 1 << 16
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -51,34 +56,58 @@ def load_image(path: str | os.PathLike[str], *, exif: bool = True) -> Image.Imag
     """
     with open_regular(path, MAX_FILE_BYTES, "image") as file:
         data = file.read(MAX_FILE_BYTES)
-    name = os.fspath(path)
+    name = f"image '{os.fspath(path)}'"
+    data = without_texts(data)
+    with _decoding(name):
+        with Image.open(BytesIO(data), formats=FORMATS) as header:
+            check_pixels(header, name)
+            header.verify()
+        image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
+        image.load()
+        image = _upright(image) if exif else image
+    return _bare(image)  # it is nobody else's
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into one LumosXError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's on bombs and damaged EXIF: handled here
-            with Image.open(BytesIO(data), formats=FORMATS) as header:
-                check_pixels(header, f"image '{name}'")
-                header.verify()
-            image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
-            image.load()
-            orientation = _orientation(image) if exif else 1
-    except LumosXError:
+            yield
+    except (LumosXError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise LumosXError(
-            f"image '{name}' has far more than the {MAX_PIXELS:,} pixels accepted; scale it down"
+            f"{name} has far more than the {MAX_PIXELS:,} pixels accepted; scale it down"
         ) from error
     except Exception as error:  # a hostile file makes decoders raise nearly anything
         reason = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             reason = "it is none of these formats, whatever its name says"
         raise LumosXError(
-            f"image '{name}' cannot be read: {reason}; accepted are whole {', '.join(FORMATS)} "
+            f"{name} cannot be read: {reason}; accepted are whole {', '.join(FORMATS)} "
             "files, so save it again as PNG"
         ) from error
-    if orientation in _UPRIGHT:
-        image = image.transpose(_UPRIGHT[orientation])
-    image.info = {k: v for k, v in image.info.items() if k == "transparency"}
-    return _eight_bit(image)
+
+
+def without_texts(data: bytes) -> bytes:
+    """Return a PNG file without its texts and colour profile, which may be larger than the picture.
+
+    Texts that can hold the orientation stay. Any other file comes back as it is.
+    """
+    if not data.startswith(_PNG):
+        return data
+    kept, at = [_PNG], len(_PNG)
+    while at + 8 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        kind, content = data[at + 4 : at + 8], data[at + 8 : end - 4]
+        oriented = content.startswith(_ORIENTED) and len(content) <= _MAX_TEXT_BYTES
+        if kind not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP") or (kind != b"iCCP" and oriented):
+            kept.append(data[at:end])
+        at = end
+    kept.append(data[at:])  # what is no chunk is the decoder's to refuse
+    return b"".join(kept)
 
 
 def check_pixels(image: Image.Image, what: str) -> None:
@@ -97,6 +126,18 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:
         return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    way = _UPRIGHT.get(_orientation(image))
+    return image if way is None else image.transpose(way)
+
+
+def _bare(image: Image.Image) -> Image.Image:
+    """Make it 8 bits deep, and take its metadata away."""
+    image = _eight_bit(image)
+    image.info = {k: v for k, v in image.info.items() if k == "transparency"}
+    return image
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -153,9 +194,76 @@ def to_unit(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def picture_of(image: Path | Image.Image, *, exif: bool = True) -> Image.Image:
-    """Return the picture itself: a file is loaded, an image in memory is checked and taken as it
-    is."""
-    if isinstance(image, Image.Image):
-        check_pixels(image, "image in memory")
-        return _eight_bit(image)
-    return load_image(image, exif=exif)
+    """Return the picture itself, decoded: a file is loaded, an image in memory treated as one.
+
+    An image that still says how it is to be turned is turned, as a file is. Raises LumosXError.
+    """
+    if not isinstance(image, Image.Image):
+        return load_image(image, exif=exif)
+    check_pixels(image, "image in memory")
+    with _decoding("image in memory"):
+        image.load()  # it may have been opened and not read yet
+        image = _upright(image) if exif else image
+    return _bare(image.copy())
+
+
+def picture_from(given: Any) -> Path | Image.Image:
+    """Take a picture in any form that people have it in: a path, or an image in memory.
+
+    Accepted are paths, PIL images, numpy arrays [height, width] or [height, width, 1, 3 or 4],
+    torch tensors [1, 3 or 4, height, width], and an encoded file as bytes or an open binary file.
+    Numbers are uint8, or floats from 0 to 1. Raises LumosXError for everything else.
+    """
+    if isinstance(given, Image.Image):
+        return given
+    if isinstance(given, str | os.PathLike):
+        return Path(os.fsdecode(given))
+    if isinstance(given, bytes | bytearray | memoryview):
+        return _from_bytes(bytes(given))
+    if callable(getattr(given, "read", None)):
+        data = given.read(MAX_FILE_BYTES + 1)
+        if isinstance(data, bytes):
+            return _from_bytes(data)
+    if isinstance(given, np.ndarray):
+        return _from_numbers(given, f"numpy array {list(given.shape)}")
+    if type(given).__module__ == "torch" and hasattr(given, "permute"):
+        values = given.detach().cpu()
+        if values.dim() == 3:
+            values = values.permute(1, 2, 0)
+        if values.is_floating_point():
+            values = values.float()
+        return _from_numbers(values.numpy(), f"torch tensor {list(given.shape)}")
+    raise LumosXError(
+        f"image: got {type(given).__name__}, accepted are a path, a PIL image, a numpy array "
+        "[height, width, channels], a torch tensor [channels, height, width], or a file as bytes"
+    )
+
+
+def _from_bytes(data: bytes) -> Image.Image:
+    if not 0 < len(data) <= MAX_FILE_BYTES:
+        raise LumosXError(
+            f"image in memory: a file of {len(data):,} bytes, accepted are 1 to {MAX_FILE_BYTES:,}"
+        )
+    with _decoding("image in memory"):
+        return Image.open(BytesIO(without_texts(data)), formats=FORMATS)
+
+
+def _from_numbers(values: NDArray[Any], what: str) -> Image.Image:
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[:, :, 0]
+    shaped = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (3, 4))
+    if not shaped or not values.size:
+        raise LumosXError(
+            f"image: {what}, accepted are numpy [height, width] or [height, width, 1, 3 or 4], and "
+            "torch [1, 3 or 4, height, width]"
+        )
+    if values.dtype.kind == "f":
+        if not (np.isfinite(values).all() and 0 <= values.min() and values.max() <= 1):
+            raise LumosXError(
+                f"image: {what} has numbers from {values.min():.3g} to {values.max():.3g}, "
+                "accepted are floats from 0 to 1, or uint8"
+            )
+        values = np.rint(values * 255).astype(np.uint8)
+    if values.dtype != np.uint8:
+        raise LumosXError(f"image: {what} is {values.dtype}, accepted are uint8, or floats 0 to 1")
+    return Image.fromarray(np.array(values, order="C"))  # a copy: theirs may change

@@ -7,7 +7,7 @@ latents come later. Everything that is wrong with a scene is one error, before a
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,27 +18,31 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lumosx_rt.reference.errors import LumosXError, listing
-from lumosx_rt.reference.scenes.folder import (
-    SCENE_FILE,
+from lumosx_rt.reference.scenes.folder import SCENE_FILE, read_folder, write_folder
+from lumosx_rt.reference.scenes.images import Alpha, fit_image, picture_of
+from lumosx_rt.reference.scenes.scene_toml import read_toml
+from lumosx_rt.reference.scenes.sheet import (
     Order,
     Reference,
     Script,
     Sheet,
     Subject,
+    all_of,
     file_name,
-    read_folder,
-    read_toml,
-    write_folder,
 )
-from lumosx_rt.reference.scenes.images import Alpha, fit_image, picture_of
-from lumosx_rt.reference.scenes.words import clean_text
+from lumosx_rt.reference.scenes.spelling import explain_spelling
+from lumosx_rt.reference.scenes.words import check_text, clean_text
 
 __all__ = ["Order", "Reference", "Scene", "Script", "Subject"]
 
-_LETTER = "[0-9A-Za-z\u00c0-\u024f]"  # scripts that put spaces between words
+MOST_PICTURES = 1000  # of any scene; an engine takes far fewer
+
+# letters of scripts that put spaces between words, with their marks: not those of Thai, Lao,
+# Tibetan, Burmese, Khmer, Chinese, Japanese
+_LETTER = "[^\\W_\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"  # noqa: E501
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scene:
     """A caption, a background, objects and people. No picture is opened until it is needed."""
 
@@ -58,8 +62,15 @@ class Scene:
     """What is odd about them; `problems` warns of it."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "objects", tuple(self.objects))
-        object.__setattr__(self, "subjects", tuple(self.subjects))
+        check_text(self.name, "scene: its name")
+        check_text(self.caption, "scene: its caption")
+        if not isinstance(self.background, Reference | None):
+            raise LumosXError(
+                f"scene: its background must be a Reference, got {self.background!r:.80}"
+            )
+        for what, kind in (("objects", Reference), ("subjects", Subject)):
+            found = all_of(kind, getattr(self, what), f"scene: its {what}")
+            object.__setattr__(self, what, found)
         if self.name != file_name(self.name):
             raise LumosXError(
                 f"scene: '{self.name}' does not name a file; give a short name without slashes, "
@@ -67,6 +78,27 @@ class Scene:
             )
         if self.alpha not in ("composite", "drop"):
             raise LumosXError(f"alpha: got '{self.alpha}', accepted are 'composite' and 'drop'")
+        if len(self.references) > MOST_PICTURES:
+            raise LumosXError(
+                f"scene: {len(self.references)} pictures, accepted are at most {MOST_PICTURES}"
+            )
+
+    @classmethod
+    def from_prompt(cls, prompt: str, **parts: Any) -> "Scene":
+        """Make a scene of a plain text, and pictures as in `Scene`; its first words name it."""
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise LumosXError(f"scene: a prompt must be text that is not empty, got {prompt!r:.80}")
+        return cls(file_name(" ".join(prompt.split()[:6])[:60]), prompt, **parts)
+
+    def __repr__(self) -> str:
+        def words(references: Sequence[Reference]) -> str:
+            return " + ".join(reference.word for reference in references) or "nothing"
+
+        shown = [repr(self.caption if len(self.caption) <= 60 else self.caption[:57] + "...")]
+        shown += [f"background {self.background.word}"] if self.background else []
+        shown += [f"objects {words(self.objects)}"] if self.objects else []
+        shown += [f"subject {words(subject.references)}" for subject in self.subjects]
+        return f"Scene {self.name!r}: {'; '.join(shown)}"
 
     # -- what it holds --------------------------------------------------------------------------
 
@@ -196,8 +228,8 @@ class Scene:
         if len(groups) < 2:
             return []
         warnings = [
-            f"every subject has the word '{word}': its weights cancel and it binds nobody; give "
-            "each subject a word of its own"
+            f"every subject has the word '{word}': its weights cancel, so this word tells nobody "
+            "apart; groups and other words still do; best is a word of its own for each subject"
             for word in sorted(set.intersection(*groups))
         ]
         for s, words in enumerate(groups):
@@ -301,4 +333,6 @@ def _not_in_caption(word: str, caption: str) -> str:
         hint = f"'{spoken}' is; file names keep their underscores, so rename the picture"
     elif (at := caption.lower().find(word.lower())) >= 0:
         hint = f"'{caption[at : at + len(word)]}' is, and case matters; rename the picture"
+    elif odd := explain_spelling(word, caption):
+        hint = f"it seems to be, but {odd}; write both alike"
     return f"'{word}' is not in the caption, so nothing would bind it; {hint}"

@@ -1,16 +1,25 @@
 """Reference images: the released preparation, and the formats that are read."""
 
+import itertools
 import os
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.scenes.images import fit_image, load_image, to_unit
+from lumosx_rt.reference.scenes.images import (
+    fit_image,
+    load_image,
+    picture_from,
+    picture_of,
+    to_unit,
+)
 
 GOLDEN = Path(os.environ.get("LUMOSX_GOLDEN_DIR", Path(__file__).parents[2] / "golden"))
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -182,3 +191,103 @@ def test_metadata_is_dropped(tmp_path):
         image.load()
         assert {"exif", "dpi", "transparency"} <= set(image.info)
     assert set(load_image(path).info) == {"transparency"}
+
+
+# -- in memory ----------------------------------------------------------------------------------
+
+
+def phone(path: Path, suffix: str = "jpg", orientation: int = 6) -> Path:
+    """A picture, red above, that is stored lying, as phones store them."""
+    pixels = np.zeros((96, 64, 3), np.uint8)
+    pixels[:48] = (220, 30, 30)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path.with_suffix(f".{suffix}"), exif=exif)
+    return path.with_suffix(f".{suffix}")
+
+
+@pytest.mark.parametrize("exif", [True, False])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_picture_in_memory_is_treated_as_its_file(tmp_path, suffix, orientation, exif):
+    path = phone(tmp_path / "phone", suffix, orientation)
+    by_path = np.asarray(load_image(path, exif=exif))
+    opened = Image.open(path)
+    in_memory = {
+        "opened": opened,
+        "decoded": Image.open(path).convert("RGB"),
+        "bytes": path.read_bytes(),
+        "buffer": BytesIO(path.read_bytes()),
+        "file": path.open("rb"),
+    }
+    for name, given_ in in_memory.items():
+        found = picture_of(picture_from(given_), exif=exif)
+        assert np.array_equal(np.asarray(found), by_path), name
+        assert not found.getexif()
+    assert opened.getexif()[0x0112] == orientation  # the caller's image is as it was
+
+
+def test_arrays_and_tensors_are_the_picture_that_they_hold():
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    for given_ in (
+        pixels, np.asfortranarray(pixels), pixels / 255, (pixels / 255).astype(np.float16),
+        tensor, tensor / 255,
+    ):  # fmt: skip
+        assert np.array_equal(np.asarray(picture_from(given_)), pixels)
+    assert picture_from(pixels[..., :1]).mode == picture_from(pixels[..., 0]).mode == "L"
+    assert picture_from(np.dstack([pixels, pixels[..., 0]])).mode == "RGBA"
+    kept = picture_from(given_ := pixels.copy())
+    given_[:] = 0
+    assert np.array_equal(np.asarray(kept), pixels)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        None, 3, ["a.png"], {}, b"", b"nonsense", BytesIO(b"GIF89a"), StringIO("text"),
+        np.zeros((3, 8, 8), np.uint8), np.zeros(5), np.zeros((0, 4, 3)), np.zeros((4, 4), np.int64),
+        np.full((4, 4), 255.0), np.full((4, 4), np.nan), np.zeros((2, 2, 2, 2, 3), np.uint8),
+        torch.zeros(8, 8, 3), torch.zeros(4, 4, dtype=torch.int64), torch.zeros(0),
+    ],
+    ids=itertools.count(),
+)  # fmt: skip
+def test_what_is_no_picture_is_refused(wrong):
+    with pytest.raises(LumosXError, match="image"):
+        picture_from(wrong)
+
+
+def test_a_damaged_picture_in_memory_is_refused(tmp_path):
+    whole = phone(tmp_path / "phone").read_bytes()
+    for given_ in (whole[:-40], Image.open(BytesIO(whole[:-40]))):
+        with pytest.raises(LumosXError, match="image in memory cannot be read"):
+            picture_of(picture_from(given_))
+    with Image.open(BytesIO(whole)) as closed:
+        pass
+    closed.close()
+    with pytest.raises(LumosXError, match="image in memory"):
+        picture_of(closed)
+
+
+def test_metadata_larger_than_the_picture_is_skipped(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 2, 1_500_000).astype(np.uint8).tobytes()
+    texts = {"tEXt": ("add_text", False), "zTXt": ("add_text", True), "iTXt": ("add_itxt", True)}
+    picture = Image.new("RGB", (32, 32), RED)
+    picture.save(tmp_path / "profile.png", icc_profile=noise)
+    for name, (add, zipped) in texts.items():
+        info = PngImagePlugin.PngInfo()
+        getattr(info, add)("workflow", "x" * 1_500_000, zip=zipped)
+        picture.save(tmp_path / f"{name}.png", pnginfo=info)
+    for path in sorted(tmp_path.glob("*.png")):
+        assert np.array_equal(np.asarray(load_image(path)), np.asarray(picture)), path.name
+        assert picture_of(picture_from(path.read_bytes())).size == (32, 32)
+
+
+def test_an_orientation_among_the_texts_of_a_png_counts(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    turned = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><d tiff:Orientation="6"/></x:xmpmeta>'
+    info.add_itxt("XML:com.adobe.xmp", turned)
+    info.add_text("workflow", "x" * 1_500_000, zip=True)
+    Image.new("RGB", (32, 16), RED).save(tmp_path / "turned.png", pnginfo=info)
+    assert load_image(tmp_path / "turned.png").size == (16, 32)
+    assert load_image(tmp_path / "turned.png", exif=False).size == (32, 16)
