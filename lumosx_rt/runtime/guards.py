@@ -1,7 +1,8 @@
 """What stops a request whose output would be no video, and the counts of what became of requests.
 
 Numbers that are not finite and pictures of one colour are errors, wherever they arise: in what the
-encoders make of a scene, in the latents after a step, in the frames.
+encoders make of a scene, in the latents after a step, in the frames. What was loaded before a
+fork is refused after it (`check_process`).
 """
 
 from dataclasses import dataclass, field, fields
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lumosx_rt.backends.common.process import check_process as check_process
 from lumosx_rt.reference.errors import Flat, NotFinite
 from lumosx_rt.reference.mechanisms.mechanism import Binding
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lumosx_rt.backends.common.devices import PROVIDERS, Provider
+from lumosx_rt.backends.common.process import check_process
 from lumosx_rt.backends.onnxruntime.providers import COMPILING, NAMES, Serving, open_session
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.packages import require
@@ -40,8 +41,10 @@ class OnnxRuntimeBackend:
         self.session: Any = open_session(onnxruntime, graph, self.provider, options, serving)
         self.limits = serving.limits.table() if serving and provider in COMPILING else None
         self.threads = options.intra_op_num_threads
+        self._pid = os.getpid()
 
     def bind(self, inputs: Inputs) -> Denoiser:
+        check_process(self._pid, "an engine of the backend onnxruntime")
         if self.limits is not None:  # before anything takes memory
             self._check(shapes_of(inputs))
         given = BoundInputs(self._ort, inputs, self.provider)

@@ -4,6 +4,7 @@ Every part is a session with the weights it needs; what one part makes stays whe
 the parts and steps that read it. Weights that several parts read are held several times.
 """
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lumosx_rt.backends.common.devices import Provider
+from lumosx_rt.backends.common.process import check_process
 from lumosx_rt.backends.onnxruntime.providers import COMPILING, open_session
 from lumosx_rt.backends.onnxruntime.run import BoundInputs, chosen, described, run, session_options
 from lumosx_rt.export.onnx import split as cut
@@ -44,6 +46,7 @@ class CachingBackend:
                 "cpu or cuda"
             )
         self._ort: Any = onnxruntime
+        self._pid = os.getpid()
         self.config, self.lossy = config, lossy
         self.provider = chosen(onnxruntime, provider)
         self.threads = session_options(onnxruntime, threads).intra_op_num_threads
@@ -71,6 +74,7 @@ class CachingBackend:
 
     def bind(self, inputs: Inputs) -> Denoiser:
         """For one request from its first step on: what is kept is that request's."""
+        check_process(self._pid, "an engine of the backend onnxruntime")
         given, lossy, step = BoundInputs(self._ort, inputs, self.provider), self.lossy, -1
         if lossy.reuses_keys:
             check_apart(inputs)

@@ -3,12 +3,14 @@
 Nothing is recompiled, whatever the layout. `check_package` comes first: loading runs code.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lumosx_rt.backends.common.process import check_process
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.sampling.inputs import Denoiser, Inputs, check_shapes
 
@@ -23,7 +25,7 @@ class TorchBackend:
     """
 
     def __init__(self, package: Path, device: str) -> None:
-        self.device = device
+        self.device, self._pid = device, os.getpid()
         try:
             # What `aoti_load_package` comes down to, without asking a C++ compiler (which may be
             # missing) about the processor on the way. True: one caller at a time, because the
@@ -33,6 +35,7 @@ class TorchBackend:
             raise LumosXError(f"{package.name}: torch cannot load it: {_reason(error)}") from None
 
     def bind(self, inputs: Inputs) -> Denoiser:
+        check_process(self._pid, "an engine of the backend torch")
         latents = torch.zeros(inputs.shape)
         time = torch.zeros(inputs.shape[:1], dtype=torch.int64)
         feed = inputs.feed(latents, time)

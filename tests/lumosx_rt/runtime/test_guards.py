@@ -1,6 +1,7 @@
 """Nothing that is no video gets out, and what went wrong is named down to the block."""
 
 import math
+import os
 import re
 from dataclasses import replace
 
@@ -11,6 +12,9 @@ import torch
 from onnx import numpy_helper
 
 import lumosx_rt as rt
+from lumosx_rt.backends.onnxruntime.run import OnnxRuntimeBackend
+from lumosx_rt.backends.onnxruntime.step_cache import CachingBackend
+from lumosx_rt.backends.torch.run import TorchBackend
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import Flat, NotFinite
@@ -18,7 +22,8 @@ from lumosx_rt.reference.sampling import denoise as runtime
 from lumosx_rt.reference.sampling.eager import EagerBackend
 from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.runtime import diagnosis
-from lumosx_rt.runtime.guards import Health, latents_are_flat
+from lumosx_rt.runtime.guards import Health, check_process, latents_are_flat
+from tests.helpers.forked import in_a_fork
 
 NONE, ONE, TWO = builtin_scenes()
 SIZE = rt.VideoSize(5, 32, 48)
@@ -271,3 +276,22 @@ def test_health_counts_refusals_and_videos(micro_engine):
     engine.generate(NONE, size=SIZE, steps=2, seeds=[1, 2])
     counts = Health(requests=2, refused=1, steps=2, videos=2)
     assert engine.health.as_dict() == counts.as_dict()
+
+
+# -- forks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [OnnxRuntimeBackend, CachingBackend, TorchBackend])
+def test_a_backend_that_was_loaded_before_a_fork_is_refused_after_it(kind):
+    loaded = kind.__new__(kind)
+    loaded._pid = os.getpid()
+    told = in_a_fork(lambda: loaded.bind(None))
+    assert told.startswith("LumosXError: an engine of the backend") and "load it again here" in told
+    with pytest.raises(AttributeError):  # here it goes on, and misses what was not loaded
+        loaded.bind(None)
+
+
+def test_a_loaded_engine_does_not_sample_in_a_fork(request_of_two, micro_engine):
+    told = in_a_fork(lambda: list(micro_engine.sample(request_of_two)))
+    assert told.startswith("LumosXError: ") and "another process" in told
+    check_process(os.getpid(), "an engine")

@@ -1,0 +1,17 @@
+"""Whether this is the process that loaded something. Every backend and the service ask it.
+
+A fork copies memory, but no threads: what waits for its own threads would wait for ever.
+"""
+
+import os
+
+from lumosx_rt.reference.errors import LumosXError
+
+
+def check_process(pid: int, what: str) -> None:
+    """Raise LumosXError unless `pid`, of the process that loaded `what`, is this process."""
+    if os.getpid() != pid:
+        raise LumosXError(
+            f"{what} was loaded in another process ({pid}) and does not work in its fork "
+            f"({os.getpid()}); load it again here, or start processes by 'spawn'"
+        )
