@@ -42,9 +42,9 @@ def batches(engine, monkeypatch):
     """The names that went through the backend together, call by call."""
     right, seen = engine.sample_together, []
 
-    def sample_together(requests, plan=None):
+    def sample_together(requests, plan=None, **options):
         seen.append([request.name for request in requests])
-        yield from right(requests, plan)
+        yield from right(requests, plan, **options)
 
     monkeypatch.setattr(engine, "sample_together", sample_together)
     return seen
@@ -113,7 +113,7 @@ def test_a_service_batches_equal_shapes_and_gives_everyone_their_video(engine, b
     asked = [*scenes(3), NONE, scenes(4)[3]]
     with engine.serve(together=3, waiting=5) as service:
         futures = [service.submit(scene, **OPTIONS, seeds=[i]) for i, scene in enumerate(asked)]
-        until(lambda: service._ready.full())
+        until(lambda: len(service._ready) == 3)
         held.set()
         videos = [future.result(PATIENCE) for future in futures]
     assert batches[0] == ["s0", "s1", "s2"] and sorted(sum(batches, [])) == sorted(
@@ -142,7 +142,7 @@ def test_one_bad_request_fails_alone(engine, batches, held, fault, monkeypatch):
     wrong = replace(ONE, name="wrong", caption="nobody")
     with engine.serve(together=3, gather_seconds=1.0) as service:
         futures = [service.submit(scene, **OPTIONS) for scene in (good, wrong, nan, plain)]
-        until(lambda: service._ready.qsize() == 2)
+        until(lambda: len(service._ready) == 2)
         right = engine.decode
 
         def decode(request, latents):
@@ -177,7 +177,7 @@ def test_a_call_that_fails_as_a_whole_is_tried_for_each_alone(engine, held, monk
     monkeypatch.setattr(engine, "backend", type("Small", (), {"bind": staticmethod(bind)})())
     with engine.serve(together=2, gather_seconds=1.0) as service:
         futures = [service.submit(scene, **OPTIONS) for scene in scenes(2)]
-        until(lambda: service._ready.qsize() == 1)
+        until(lambda: len(service._ready) == 1)
         held.set()
         assert [len(future.result(PATIENCE)) for future in futures] == [1, 1]
     monkeypatch.setattr(engine.backend, "bind", lambda inputs: 1 / 0, raising=False)
@@ -247,7 +247,7 @@ def test_closing_finishes_or_drops_and_takes_no_more(engine, fault):
         until(lambda: calls)
         raise KeyboardInterrupt
     assert all(future.cancelled() for future in futures) and len(calls) < 1000
-    assert not [t for t in threading.enumerate() if t.name.startswith("lumosx-")]
+    until(lambda: not [t for t in threading.enumerate() if t.name.startswith("lumosx-")])
 
 
 @pytest.mark.parametrize("options", [{"together": 0}, {"waiting": 0}], ids=str)
