@@ -16,6 +16,7 @@ ORDER = (
     # floor 1: what is computed, in plain PyTorch
     "reference.version",
     "reference.errors",  # the one exception
+    "reference.numbers",  # what people give as one
     "reference.packages",  # what not everybody needs
     "reference.files",  # written whole or not at all, read under limits, hashed
     "reference.charts",

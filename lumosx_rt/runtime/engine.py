@@ -1,11 +1,14 @@
 """An engine directory, loaded: scenes in, videos out."""
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 from torch import Tensor
 
@@ -28,13 +31,13 @@ from lumosx_rt.reference.sampling.memory_plan import MemoryPlan
 from lumosx_rt.reference.sampling.request import Request, ValidRequest, check_sampling
 from lumosx_rt.reference.sampling.schedules import RELEASED
 from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy
-from lumosx_rt.reference.sampling.solvers import SamplerState
+from lumosx_rt.reference.sampling.solvers import Edit, SamplerState
 from lumosx_rt.reference.scenes.prepared import prepare_scene
 from lumosx_rt.reference.scenes.scene import Scene
 from lumosx_rt.reference.scenes.video_size import VideoSize
-from lumosx_rt.reference.scenes.words import NEGATIVE_PROMPT
+from lumosx_rt.reference.scenes.words import NEGATIVE_PROMPT, check_text
 from lumosx_rt.runtime import diagnosis, memory
-from lumosx_rt.runtime.guards import Health, check_binding
+from lumosx_rt.runtime.guards import Health, check_binding, check_process
 from lumosx_rt.runtime.memory import MemoryNeed, held_at_load, number_bytes, parse_bytes
 from lumosx_rt.runtime.request_cache import (
     REMEMBERED_BYTES,
@@ -43,9 +46,11 @@ from lumosx_rt.runtime.request_cache import (
     RememberingVae,
 )
 from lumosx_rt.runtime.service import Service
-from lumosx_rt.runtime.settings import SAMPLING, Settings
-from lumosx_rt.runtime.streaming import Event, preview_of
+from lumosx_rt.runtime.settings import SAMPLING, Settings, check_names
+from lumosx_rt.runtime.streaming import Event, preview_of, shown
 from lumosx_rt.runtime.video import Video, decode
+
+log = logging.getLogger("lumosx_rt")
 
 
 def load(
@@ -74,20 +79,28 @@ def load(
     lossy: shortcuts over neighbouring steps; the video is another one then.
     Raises LumosXError for whatever does not fit.
     """
-    folder = Path(path)
+    folder = Path(os.path.abspath(path))
     limit = None if max_memory is None else parse_bytes(max_memory)
+    if components is not None:
+        components = Path(os.path.abspath(components))  # the program may change its folder
     manifest = read_manifest(folder)
     check_files(folder, manifest, hashes=check_hashes)
     certificate.demand(folder, unverified=unverified)
     backend = load_backend(folder, manifest, provider, trust=trust, lossy=lossy)
     kept = parse_bytes(remember) if remember else 0
+    log.info("engine %s loaded: %s, %s", folder, manifest.backend, manifest.precision)
     return Engine(
         folder, manifest, backend, components, max_memory=limit, remember=kept, lossy=lossy
     )
 
 
 class Engine:
-    """A compiled LumosX: `generate` makes videos, by `prepare`, `sample` and `decode`."""
+    """A compiled LumosX: `generate` makes videos, by `prepare`, `sample` and `decode`.
+
+    Use it in a `with`, or `close` it, to free its memory early. Threads may share an engine: every
+    request is its own, encoders take turns. A forked process has to load its own. To batch and
+    overlap requests, use `serve`.
+    """
 
     def __init__(
         self,
@@ -112,28 +125,62 @@ class Engine:
             self._held_bytes += remember
         self.health, self.remembered = Health(), Remembered(remember)
         self._components = components
+        self._pid, self._closed = os.getpid(), False
+
+    def __repr__(self) -> str:
+        made = self.manifest
+        state = ", closed" if self._closed else ""
+        return f"Engine '{self.folder}': {made.mechanism}, {made.backend}, {made.precision}{state}"
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the backend, the encoders and what is remembered go; the engine is of no use then."""
+        self._closed = True
+        self.backend = cast(Backend, None)
+        self.remembered = Remembered(0)
+        for part in ("text_encoder", "vae"):
+            self.__dict__.pop(part, None)  # as cached
+
+    def _check_usable(self) -> None:
+        check_process(self._pid, f"engine '{self.folder}'")
+        if self._closed:
+            raise LumosXError(f"engine '{self.folder}': it was closed; load it again")
 
     def generate(
         self,
         scene: Scene | str | Path,
         *,
-        progress: Callable[[SamplerState], None] = lambda state: None,
+        progress: Callable[[SamplerState], None] | bool = False,
         **settings: Unpack[Settings],
     ) -> list[Video]:
         """Make one video per seed. What is not said is the engine's default (`manifest.defaults`).
 
-        `progress` is shown the state after every step. Raises LumosXError for scenes and sizes that
-        do not fit, before any heavy work, and for output that is not finite or flat.
+        scene: an `rt.Scene`, the path of a prompt folder or a scene.toml, or a prompt as plain
+        text, with a space in it. progress: shown the state after every step; True draws a bar, in
+        a terminal or a notebook. What of the scene is odd, or not read, is logged and in the
+        videos' `warnings`. Raises LumosXError for scenes and sizes that do not fit, before any
+        heavy work, and for output that is not finite or flat.
         """
         request = self.prepare(scene, **settings)
-        for state in self.sample(request):
-            progress(state)
+        _log_warnings(request)
+        with shown(progress, request.name) as show:
+            for state in self.sample(request):
+                show(state)
         return self.decode(request, state.latents)
 
     def prepare(
         self, scene: Scene | str | Path | ValidRequest, **settings: Unpack[Settings]
     ) -> Request:
-        """Check a scene and bind it: text and references encoded, all known but the noise."""
+        """Check a scene and bind it: text and references encoded, all known but the noise.
+
+        `warnings` of the request has what is odd, like a caption that the text encoder cuts.
+        """
+        self._check_usable()
         self.health.count("requests")
         try:
             request = self._prepared(scene, **settings)
@@ -170,23 +217,23 @@ class Engine:
             raise
 
     def _valid(self, scene: Scene | str | Path, **settings: Any) -> ValidRequest:
-        if not isinstance(scene, Scene):
-            scene = Scene.load(scene)
+        check_names(settings)
+        scene = scene_of(scene)
         defaults, layouts = self.manifest.defaults, self.manifest.layouts
         chosen = {name: value for name, value in settings.items() if value is not None}
-        unknown = set(chosen) - Settings.__optional_keys__
-        if unknown:
+        size = chosen.get("size", VideoSize(*(defaults[n] for n in ("frames", "height", "width"))))
+        if not isinstance(size, VideoSize):
             raise LumosXError(
-                f"settings: {', '.join(sorted(unknown))} not known, accepted are "
-                f"{', '.join(sorted(Settings.__optional_keys__))}"
+                f"size: got {size!r:.60}, accepted is rt.VideoSize(frames, height, width)"
             )
-        size = chosen.get("size") or VideoSize(
-            defaults["frames"], defaults["height"], defaults["width"]
-        )
-        seeds = tuple(chosen.get("seeds", (0,)))
-        sampling: dict[str, Any] = {name: chosen.get(name, defaults[name]) for name in SAMPLING}
+        asked: dict[str, Any] = {name: chosen.get(name, defaults[name]) for name in SAMPLING}
         schedule = chosen.get("schedule", RELEASED)
-        check_sampling(seeds, **sampling, schedule=schedule)
+        sampling = check_sampling(chosen.get("seeds", (0,)), **asked, schedule=schedule)
+        negative_prompt = chosen.get("negative_prompt", NEGATIVE_PROMPT)
+        check_text(negative_prompt, "negative_prompt")
+        # before a picture is fitted to it
+        tokens = dict(zip(("frames", "height", "width"), size.grid, strict=True))
+        self._check_ranges(f"size {size.frames}x{size.height}x{size.width}", tokens)
         prepared = prepare_scene(
             scene,
             size.height,
@@ -195,13 +242,13 @@ class Engine:
             max_members=layouts["members"][1],
         )
         layout = self.mechanism.layout(prepared, size.grid)
-        self.check_layout(layout, len(seeds))
-        negative_prompt = chosen.get("negative_prompt", NEGATIVE_PROMPT)
+        self.check_layout(layout, len(sampling.seeds))
         valid = ValidRequest(
-            prepared, size, layout, seeds, **sampling, negative_prompt=negative_prompt,
+            prepared, size, layout, **vars(sampling), negative_prompt=negative_prompt,
             schedule_name=schedule,
             mechanism=self.mechanism,
         )  # fmt: skip
+        log.debug("request '%s': layout %s, %s", valid.name, layout.key, sampling)
         return valid if self.max_memory is None else replace(valid, plan=self._plan(valid))
 
     def plan(
@@ -252,13 +299,14 @@ class Engine:
     def _encoder_facts(self) -> EncoderFacts:
         return encoder_facts(self.components)
 
-    def sample(self, request: Request) -> Iterator[SamplerState]:
+    def sample(self, request: Request, edit: Edit | None = None) -> Iterator[SamplerState]:
         """Yield the noise, then the state after every step; stop iterating to cancel.
 
-        Raises NotFinite, which names the step, and the block if its insides can be shown.
+        edit: given every state, the noise too; returns the latents to go on with. Raises NotFinite,
+        which names the step, and the block if its insides can be shown.
         """
         try:
-            for (state,) in self.sample_together([request]):
+            for (state,) in self.sample_together([request], edit=edit and _alone(edit)):
                 if isinstance(state, NotFinite):
                     raise state
                 yield state
@@ -269,12 +317,16 @@ class Engine:
             raise
 
     def sample_together(
-        self, requests: Sequence[Request], plan: MemoryPlan | None = None
+        self,
+        requests: Sequence[Request],
+        plan: MemoryPlan | None = None,
+        edit: Edit | None = None,
     ) -> Iterator[list[SamplerState | NotFinite]]:
         """Do as `sample` for requests of one `batch_key`; see `denoise_together`.
 
         plan: of `max_batch`, for several requests; one carries its own.
         """
+        self._check_usable()
         plan, spoiled = requests[0].plan if len(requests) == 1 else plan, 0
         for states in denoise_together(
             self.backend,
@@ -282,6 +334,7 @@ class Engine:
             self.config.head_dim,
             sequential=plan is not None and plan.sequential,
             locate=self.locate,
+            edit=edit,
         ):
             bad = sum(isinstance(state, NotFinite) for state in states)
             self.health.count("non_finite", bad - spoiled)
@@ -295,6 +348,7 @@ class Engine:
 
         Raises NotFinite, and Flat for a video of one colour.
         """
+        self._check_usable()
         fps = self.manifest.defaults["fps"]
         tile = None if request.plan is None else request.plan.tile
         try:
@@ -314,6 +368,7 @@ class Engine:
         cancel.
         """
         request = self.prepare(scene, **settings)
+        _log_warnings(request)
         for state in self.sample(request):
             if state.step:
                 preview = preview_of(self.vae, state.clean) if previews else None
@@ -333,14 +388,16 @@ class Engine:
 
     def check_layout(self, layout: Layout, seeds: int = 1) -> None:
         """Raise LumosXError where a layout is outside the range that the engine was built for."""
-        values = layout.sizes | {"seeds": seeds}
+        self._check_ranges(f"layout {layout.key}", layout.sizes | {"seeds": seeds})
+
+    def _check_ranges(self, what: str, values: Mapping[str, int]) -> None:
         problems = [
             f"{name} is {values[name]}, the engine was built for {least} to {most}"
             for name, (least, most) in self.manifest.layouts.items()
             if name in values and not least <= values[name] <= most
         ]
         if problems:
-            raise LumosXError(listing(f"layout {layout.key}", problems))
+            raise LumosXError(listing(what, problems))
 
     @cached_property
     def components(self) -> Bundle:
@@ -361,3 +418,42 @@ class Engine:
     @cached_property
     def vae(self) -> VideoAutoencoder:
         return RememberingVae(load_vae(self.components), self.remembered)
+
+
+def scene_of(given: Any) -> Scene:
+    """Take a scene as people give it: a `Scene`, a path, or a prompt as plain text.
+
+    A text is a prompt if it has a space in it and nothing lies there, nor a folder that it could
+    lie in. Raises LumosXError.
+    """
+    if isinstance(given, Scene):
+        return given
+    if isinstance(given, str) and re.search(r"\s", given.strip()):
+        path = Path(given) if "\0" not in given else None
+        try:
+            lies = path is not None and (
+                path.exists() or (path.parent != Path(".") and path.parent.is_dir())
+            )
+        except OSError:  # longer than a path can be
+            lies = False
+        return Scene.load(given) if lies else Scene.from_prompt(given)
+    if isinstance(given, str | os.PathLike):
+        return Scene.load(given)
+    raise LumosXError(
+        f"scene: got {given!r:.60}, accepted are an rt.Scene, the path of a prompt folder or a "
+        "scene.toml, or a prompt as plain text"
+    )
+
+
+def _alone(edit: Edit) -> Edit:
+    """Return `edit` for the states of several requests, which are one here."""
+
+    def edited(state: SamplerState) -> Tensor:
+        return edit(replace(state, latents=state.latents[0], clean=state.clean[0]))[None]
+
+    return edited
+
+
+def _log_warnings(request: Request) -> None:
+    for warning in request.warnings:
+        log.warning("'%s': %s", request.name, warning)

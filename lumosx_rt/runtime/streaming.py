@@ -1,5 +1,7 @@
 """A request as events: what a caller shows while a video arises, and the video."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder
+from lumosx_rt.reference.sampling.solvers import SamplerState
 from lumosx_rt.runtime.video import Video
 
 
@@ -32,3 +35,20 @@ def preview_of(vae: VideoAutoencoder, clean: Tensor) -> NDArray[np.uint8]:
     price of one of 1 + 4k frames.
     """
     return np.concatenate([vae.decode_frames_uint8(clip[None, :, :1]) for clip in clean])
+
+
+@contextmanager
+def shown(
+    progress: Callable[[SamplerState], None] | bool, name: str
+) -> Iterator[Callable[[SamplerState], None]]:
+    """Yield what is shown the state after every step: `progress`, or a bar if it is True."""
+    if callable(progress):
+        yield progress
+    elif not progress:
+        yield lambda state: None
+    else:
+        from rich.progress import Progress
+
+        with Progress() as bars:
+            task = bars.add_task(name, total=None)
+            yield lambda state: bars.update(task, completed=state.step, total=state.steps)

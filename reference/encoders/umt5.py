@@ -28,12 +28,26 @@ END_ID = 1
 class Prompt(NamedTuple):
     """A text, cleaned and tokenized once.
 
-    ids: int64 [text_len], padded with id 0. real: bool [text_len], False where padded.
+    ids: int64 [text_len], padded with id 0. real: bool [text_len], False where padded. tokens: of
+    the whole text, its end included. lost: what of the text lies behind the cut.
     """
 
     text: str
     ids: NDArray[np.int64]
     real: NDArray[np.bool_]
+    tokens: int = 0
+    lost: str = ""
+
+    def cut(self, what: str) -> list[str]:
+        """Return a warning where the text is longer than what is read of it, else nothing."""
+        if self.tokens <= len(self.ids):
+            return []
+        words = self.lost.split()
+        more = " ..." if len(words) > 8 else ""
+        return [
+            f"{what} has {self.tokens} tokens, the text encoder reads {len(self.ids)}: it is cut "
+            f"before '{' '.join(words[:8])[:80]}{more}'; shorten it"
+        ]
 
 
 class TextEncoder:
@@ -64,10 +78,18 @@ class TextEncoder:
 
         It is truncated so that the end token stays, and padded with id 0.
         """
-        found = self.tokenizer(text, truncation=True, max_length=self.text_len)
+        found = list(self.tokenizer(text, truncation=True, max_length=self.text_len).input_ids)
         ids = np.full(self.text_len, PAD_ID, np.int64)
-        ids[: len(found.input_ids)] = found.input_ids
-        return Prompt(text, ids, np.arange(self.text_len) < len(found.input_ids))
+        ids[: len(found)] = found
+        real = np.arange(self.text_len) < len(found)
+        if len(found) < self.text_len:
+            return Prompt(text, ids, real, len(found))
+        whole = self.tokenizer(text, return_offsets_mapping=True)
+        tokens, places = len(whole.input_ids), whole.offset_mapping
+        if tokens <= self.text_len:
+            return Prompt(text, ids, real, tokens)
+        cut = places[self.text_len - 1][0]  # of the first token that the end token displaces
+        return Prompt(text, ids, real, tokens, text[text.rfind(" ", 0, cut) + 1 :])
 
     def tokenize(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Ids int64 [text_len] of any text, and which of them are real, bool [text_len]."""

@@ -71,6 +71,10 @@ class Binding(Protocol):
     def references(self) -> Tensor:
         """Clean latents [references, channels, rows, columns]; rows and columns are the video's."""
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What of the texts is not read, one sentence each."""
+
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor with words for people: what to say where it is not finite."""
 

@@ -11,7 +11,7 @@ from lumosx_rt.reference.mechanisms.mechanism import Branch
 from lumosx_rt.reference.sampling.branches import combined
 from lumosx_rt.reference.sampling.inputs import Backend, Inputs
 from lumosx_rt.reference.sampling.request import Request
-from lumosx_rt.reference.sampling.solvers import SamplerState, initial_noise, sample
+from lumosx_rt.reference.sampling.solvers import Edit, SamplerState, initial_noise, sample
 
 Locate = Callable[[Inputs, Tensor, int], str]
 VERIFY = "Check the engine with `lumosx-rt verify`"
@@ -45,8 +45,11 @@ def denoise_together(
     *,
     sequential: bool = False,
     locate: Locate | None = None,
+    edit: Edit | None = None,
 ) -> Iterator[list[SamplerState | NotFinite]]:
     """Do as `denoise` for requests of one `batch_key`: yields every request's state, step by step.
+
+    edit: as in `sample`; its states hold latents [requests, seeds, ...].
 
     One whose latents stop being finite has its error in the place of its states from then on, and
     does not touch the others.
@@ -63,7 +66,7 @@ def denoise_together(
         return velocity(latents, time)
 
     errors: dict[int, NotFinite] = {}
-    for state in sample(remembering, given[0], first.schedule):
+    for state in sample(remembering, given[0], first.schedule, edit):
         for i, request in enumerate(requests):
             if i not in errors and not torch.isfinite(state.latents[i]).all():
                 (inputs,) = calls_of([request], head_dim)

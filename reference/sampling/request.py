@@ -1,20 +1,21 @@
 """A request: a scene bound to a layout, and how it is sampled. Decided once, carried to the end."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.mechanisms.lumosx.mechanism import LUMOSX
 from lumosx_rt.reference.mechanisms.mechanism import Binding, Branch, Control, Layout, Mechanism
+from lumosx_rt.reference.numbers import real_number, whole_number, whole_numbers
 from lumosx_rt.reference.sampling.branches import check_branches
 from lumosx_rt.reference.sampling.memory_plan import MemoryPlan
-from lumosx_rt.reference.sampling.schedules import RELEASED, Schedule, schedule_of
+from lumosx_rt.reference.sampling.schedules import RELEASED, TIMES, Schedule, schedule_of
 from lumosx_rt.reference.scenes.prepared import PreparedScene
 from lumosx_rt.reference.scenes.video_size import VideoSize
 
 MAX_SEED = (1 << 63) - 1
+MOST_SEEDS = 1024
+MOST_SHIFT, MOST_GUIDANCE = 1000.0, 100.0  # far beyond what any schedule or guidance is for
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class ValidRequest:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Request:
     """A scene, bound and ready to sample."""
 
@@ -80,13 +81,27 @@ class Request:
     """How it fits the limit of memory; None where there is no limit."""
 
     def __post_init__(self) -> None:
-        check_sampling(self.seeds, self.steps, self.shift, self.guidance, self.schedule_name)
+        plain = check_sampling(
+            self.seeds, self.steps, self.shift, self.guidance, self.schedule_name
+        )
+        for name, value in vars(plain).items():
+            object.__setattr__(self, name, value)
         check_branches(self.branches)
         if len(self.seeds) > 1 and not self.layout.seeds_share_references:
             raise LumosXError(
                 f"layout {self.layout.key}: references see the video here, so seeds cannot share "
                 "them; sample one seed at a time"
             )
+
+    def __repr__(self) -> str:
+        size = f"{self.size.frames} frames of {self.size.width} x {self.size.height}"
+        how = f"{self.steps} steps, guidance {self.guidance:g}, shift {self.shift:g}"
+        return f"Request {self.name!r}: {size}, layout {self.layout.key}, seeds {self.seeds}, {how}"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is odd about its scene, and what of its texts is not read."""
+        return (self.scene.warnings if self.scene else ()) + self.binding.warnings
 
     @property
     def schedule(self) -> Schedule:
@@ -117,14 +132,27 @@ class Request:
         return [(c, replace(self, layout=c.layout, binding=c.binding)) for c in found]
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How a request is sampled, in plain numbers."""
+
+    seeds: tuple[int, ...]
+    steps: int
+    shift: float
+    guidance: float
+
+
 def check_sampling(
-    seeds: Sequence[int], steps: int, shift: float, guidance: float, schedule: str = RELEASED
-) -> None:
-    """Raise LumosXError for settings that cannot be sampled."""
-    if not seeds or len(set(seeds)) != len(seeds) or not all(0 <= s <= MAX_SEED for s in seeds):
-        raise LumosXError(
-            f"seeds: needs at least one, all different, 0 to 2^63 - 1, got {tuple(seeds)}"
-        )
-    if not math.isfinite(guidance):
-        raise LumosXError(f"guidance: needs a finite number, got {guidance}")
-    schedule_of(schedule, steps, shift)
+    seeds: Any, steps: Any, shift: Any, guidance: Any, schedule: Any = RELEASED
+) -> Sampling:
+    """Make numbers of any kind plain. Raises LumosXError for settings that cannot be sampled."""
+    plain = Sampling(
+        whole_numbers(seeds, "seeds", 0, MAX_SEED, MOST_SEEDS),
+        whole_number(steps, "steps", 1, TIMES),
+        real_number(shift, "shift", 0, MOST_SHIFT),
+        real_number(guidance, "guidance", -MOST_GUIDANCE, MOST_GUIDANCE),
+    )
+    if not plain.seeds or len(set(plain.seeds)) != len(plain.seeds):
+        raise LumosXError(f"seeds: needs at least one, all different, got {plain.seeds}")
+    schedule_of(schedule, plain.steps, plain.shift)
+    return plain

@@ -25,8 +25,10 @@ class Schedule:
     @classmethod
     def released(cls, steps: int = 50, shift: float = 8.0) -> "Schedule":
         """Make the released levels: evenly spaced, then shifted towards noise."""
-        if steps != int(steps) or steps < 1 or not 0 < shift < float("inf"):
-            raise LumosXError(f"schedule: needs steps >= 1 and shift > 0, got {steps} and {shift}")
+        if steps != int(steps) or not 1 <= steps <= TIMES or not 0 < shift < float("inf"):
+            raise LumosXError(
+                f"schedule: needs 1 to {TIMES} steps and shift > 0, got {steps} and {shift}"
+            )
         tau = 1.0 - np.arange(steps, dtype=np.float64) / steps
         sigmas = shift * tau / (1.0 + (shift - 1.0) * tau)
         return cls(np.append(sigmas, 0.0).astype(np.float32), (TIMES * sigmas).astype(np.int64))
@@ -39,6 +41,6 @@ SCHEDULES: dict[str, Callable[[int, float], Schedule]] = {RELEASED: Schedule.rel
 
 def schedule_of(name: str, steps: int, shift: float) -> Schedule:
     """Make a schedule. Raises LumosXError for an unknown one, or numbers that it does not take."""
-    if name not in SCHEDULES:
+    if not isinstance(name, str) or name not in SCHEDULES:
         raise LumosXError(f"schedule: got '{name}', accepted are {', '.join(SCHEDULES)}")
     return SCHEDULES[name](steps, shift)

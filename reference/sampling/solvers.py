@@ -1,7 +1,7 @@
 """From noise to video: the solver, one step at a time."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,14 +29,21 @@ def initial_noise(seed: int, shape: tuple[int, ...]) -> Tensor:
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
 
 
+Edit = Callable[[SamplerState], Tensor]
+
+
 def sample(
-    velocity: Callable[[Tensor, int], Tensor], noise: Tensor, schedule: Schedule
+    velocity: Callable[[Tensor, int], Tensor],
+    noise: Tensor,
+    schedule: Schedule,
+    edit: Edit | None = None,
 ) -> Iterator[SamplerState]:
     """Integrate from noise to video with DPM-Solver++(2M); yields the noise, then every step.
 
     velocity: (latents, integer time) -> guided velocity, both of noise's shape. diffusers' solver
     runs on the released sigmas and truncated times instead of its own. A consumer that stops
-    iterating cancels the rest.
+    iterating cancels the rest. edit: shown every state, the noise too; its latents are gone on
+    with.
     """
     import diffusers
 
@@ -55,9 +62,17 @@ def sample(
     solver.set_begin_index(0)  # counted, not looked up: truncated times may repeat
     latents = noise.float()
     sigmas = schedule.sigmas.tolist()
-    yield SamplerState(0, steps, sigmas[0], latents, latents)
+    state = SamplerState(0, steps, sigmas[0], latents, latents)
+    if edit is not None:
+        latents = edit(state).float()
+        state = replace(state, latents=latents, clean=latents)
+    yield state
     for step, time in enumerate(schedule.times.tolist()):
         guided = velocity(latents, time).float()
         clean = latents - sigmas[step] * guided
         latents = solver.step(guided, time, latents, return_dict=False)[0]
-        yield SamplerState(step + 1, steps, sigmas[step + 1], latents, clean)
+        state = SamplerState(step + 1, steps, sigmas[step + 1], latents, clean)
+        if edit is not None:
+            latents = edit(state).float()
+            state = replace(state, latents=latents)
+        yield state

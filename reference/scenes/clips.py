@@ -6,16 +6,16 @@ sizes checked from the header, and decoded bytes counted while they come.
 """
 
 import os
-import secrets
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.files import open_regular
+from lumosx_rt.reference.files import open_regular, replacing
 
 CODECS = ("h264", "hevc", "av1", "vp9", "mpeg4", "mjpeg")
 MAX_FILE_BYTES = 4 << 30
@@ -55,10 +55,11 @@ def write_clip(
 
     _, height, width, _ = frames.shape
     odd = ((0, height % 2), (0, width % 2), (0, 0))
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(part, "w", format="mp4", options={"movflags": "faststart"}) as container:
+        with (
+            replacing(path) as part,
+            av.open(part, "w", format="mp4", options={"movflags": "faststart"}) as container,
+        ):
             rate = Fraction(fps).limit_denominator(1001)
             stream = container.add_stream("libx264", rate=rate, options={"crf": str(rate_factor)})
             stream.width, stream.height = width + width % 2, height + height % 2
@@ -71,11 +72,45 @@ def write_clip(
                 )
                 container.mux(stream.encode(picture))
             container.mux(stream.encode(None))
-        os.replace(part, path)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise LumosXError(f"clip '{path}' cannot be written: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
+    return path
+
+
+SAVED = (".mp4", ".gif", ".webp", ".png")
+
+
+def save_video(frames: NDArray[np.uint8], fps: float, path: Path) -> Path:
+    """Write frames, uint8 [frames, height, width, 3], in the format of the suffix.
+
+    .mp4; .gif and .webp as animations; .png as one numbered picture a frame. Returns the path, of
+    pictures the first one's. Raises LumosXError for any other suffix, and if it cannot be written.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SAVED:
+        raise LumosXError(
+            f"video '{path}': its suffix names the format; accepted are {', '.join(SAVED)}"
+        )
+    if suffix == ".mp4":
+        return write_clip(path, frames, fps=fps)
+    pictures = [Image.fromarray(frame) for frame in frames]
+    try:
+        if suffix == ".png":
+            names = [path.with_name(f"{path.stem}-{i:04d}.png") for i in range(len(pictures))]
+            for name, picture in zip(names, pictures, strict=True):
+                with replacing(name) as temporary:
+                    picture.save(temporary, format="PNG")
+            return names[0]
+        if suffix == ".gif":  # which counts hundredths of a second
+            options: dict[str, Any] = {"format": "GIF", "duration": max(20, 10 * round(100 / fps))}
+        else:
+            options = {"format": "WEBP", "duration": round(1000 / fps), "lossless": True}
+        with replacing(path) as temporary:
+            pictures[0].save(
+                temporary, save_all=True, append_images=pictures[1:], loop=0, **options
+            )
+    except OSError as error:
+        raise LumosXError(f"video '{path}' cannot be written: {error}") from error
     return path
 
 

@@ -1,33 +1,51 @@
 """The size of a video in pixels, and of its latents."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.numbers import whole_number
 
 TIME_FACTOR, SPACE_FACTOR = 4, 8  # pixels per latent of the Wan2.1 VAE
+MOST_FRAMES, MOST_SIDE = 1 + 4 * 4096, 1 << 15  # far beyond what any model is for
 
 
 @dataclass(frozen=True)
 class VideoSize:
-    """Size of a video in pixels; frames are 1 + 4k, height and width multiples of 8."""
+    """Size of a video in pixels; frames are 1 + 4k, height and width multiples of 8.
+
+    Integers of any kind are taken. Raises LumosXError for other sizes, with the nearest that is
+    one.
+    """
 
     frames: int = 81
     height: int = 480
     width: int = 832
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.frames < 1 or self.frames % TIME_FACTOR != 1:
-            near = max(self.frames - 1, 0) // TIME_FACTOR * TIME_FACTOR + 1
-            problems.append(
-                f"frames must be 1 + 4k, got {self.frames}; the nearest below is {near}"
-            )
-        for name in ("height", "width"):
-            value = getattr(self, name)
-            if value < SPACE_FACTOR or value % SPACE_FACTOR:
-                problems.append(f"{name} must be a multiple of {SPACE_FACTOR}, got {value}")
+        problems = list(self._problems())
         if problems:
             raise LumosXError(listing("video size", problems))
+
+    def _problems(self) -> Iterator[str]:
+        """Make the three plain integers, and say which cannot be."""
+        for name, first, step, most in (
+            ("frames", 1, TIME_FACTOR, MOST_FRAMES),
+            ("height", SPACE_FACTOR, SPACE_FACTOR, MOST_SIDE),
+            ("width", SPACE_FACTOR, SPACE_FACTOR, MOST_SIDE),
+        ):
+            try:
+                value = whole_number(getattr(self, name), name, first, most)
+            except LumosXError as error:
+                yield str(error)
+                continue
+            object.__setattr__(self, name, value)
+            past = (value - first) % step
+            if past:
+                rule = "1 + 4k" if name == "frames" else f"a multiple of {step}"
+                near = [n for n in (value - past, value - past + step) if n <= most]
+                said = " or ".join(map(str, near))
+                yield f"{name} must be {rule}, got {value}; the nearest is {said}"
 
     @property
     def latent(self) -> tuple[int, int, int]:

@@ -19,7 +19,7 @@ from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout, layout_of
 from lumosx_rt.reference.scenes.prepared import PreparedScene, prepare_scene
 from lumosx_rt.reference.scenes.scene import Scene
 from lumosx_rt.reference.scenes.video_size import VideoSize
-from lumosx_rt.reference.scenes.words import NEGATIVE_PROMPT
+from lumosx_rt.reference.scenes.words import NEGATIVE_PROMPT, clean_text
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,14 @@ class Binding:
     text, null_text: float32 [text_len, text_dim], the prompt and the negative prompt.
     template: float32 [references, text_len], the words each reference is bound to.
     references: float32 [references, channels, rows, columns], clean latents.
+    warnings: what of the texts is not read.
     """
 
     text: Tensor
     null_text: Tensor
     template: Tensor
     references: Tensor
+    warnings: tuple[str, ...] = ()
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor with words for people."""
@@ -106,11 +108,16 @@ def bind(
     if layout.references:
         pixels = torch.from_numpy(scene.pictures).permute(0, 3, 1, 2)
         latents = vae.encode_images(pixels)[:, :, 0]
+    negative = encoder.prompt(clean_text(negative_prompt))
+    warnings = prompt.cut("the caption")
+    if negative_prompt != NEGATIVE_PROMPT:
+        warnings += negative.cut("the negative prompt")
     return Binding(
         text=encoder.embed(prompt),
-        null_text=encoder.encode(negative_prompt),
+        null_text=encoder.embed(negative),
         template=torch.from_numpy(word_template(masks, layout)),
         references=latents,
+        warnings=tuple(warnings),
     )
 
 
