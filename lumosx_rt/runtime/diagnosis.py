@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lumosx_rt.artifact.manifest import GRAPH, Manifest
 from lumosx_rt.artifact.source import source_of
+from lumosx_rt.backends.common.odd_sizes import even, padded
 from lumosx_rt.reference.backbones.ops import Ops
 from lumosx_rt.reference.backbones.wan import Head, LumosX
 from lumosx_rt.reference.packages import require
@@ -138,6 +139,7 @@ def in_graph(graph: Path, inputs: Inputs, latents: Tensor, time: int) -> str | N
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(graph.parent)
     )
+    inputs, latents = even(inputs), padded(latents)
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

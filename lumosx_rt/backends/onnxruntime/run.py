@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lumosx_rt.backends.common.devices import PROVIDERS, Provider
+from lumosx_rt.backends.common.odd_sizes import takes_odd_sizes
 from lumosx_rt.backends.common.process import check_process
 from lumosx_rt.backends.onnxruntime.providers import COMPILING, NAMES, Serving, open_session
 from lumosx_rt.reference.errors import LumosXError
@@ -43,6 +44,7 @@ class OnnxRuntimeBackend:
         self.threads = options.intra_op_num_threads
         self._pid = os.getpid()
 
+    @takes_odd_sizes
     def bind(self, inputs: Inputs) -> Denoiser:
         check_process(self._pid, "an engine of the backend onnxruntime")
         if self.limits is not None:  # before anything takes memory

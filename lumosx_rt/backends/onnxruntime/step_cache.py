@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lumosx_rt.backends.common.devices import Provider
+from lumosx_rt.backends.common.odd_sizes import takes_odd_sizes
 from lumosx_rt.backends.common.process import check_process
 from lumosx_rt.backends.onnxruntime.providers import COMPILING, open_session
 from lumosx_rt.backends.onnxruntime.run import BoundInputs, chosen, described, run, session_options
@@ -72,6 +73,7 @@ class CachingBackend:
             for name, part in parts.items()
         }
 
+    @takes_odd_sizes
     def bind(self, inputs: Inputs) -> Denoiser:
         """For one request from its first step on: what is kept is that request's."""
         check_process(self._pid, "an engine of the backend onnxruntime")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lumosx_rt.backends.common.odd_sizes import takes_odd_sizes
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.sampling.inputs import INPUTS, OUTPUT, Denoiser, Inputs, check_shapes
 
@@ -46,6 +47,7 @@ class TensorRtBackend:
             trt.ExecutionContextAllocationStrategy.USER_MANAGED
         )
 
+    @takes_odd_sizes
     def bind(self, inputs: Inputs) -> Denoiser:
         latents = torch.zeros(inputs.shape)
         time = torch.zeros(inputs.shape[:1], dtype=torch.int64)

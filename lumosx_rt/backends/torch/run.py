@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lumosx_rt.backends.common.odd_sizes import takes_odd_sizes
 from lumosx_rt.backends.common.process import check_process
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.sampling.inputs import Denoiser, Inputs, check_shapes
@@ -34,6 +35,7 @@ class TorchBackend:
         except Exception as error:  # whatever a damaged archive or library makes of it
             raise LumosXError(f"{package.name}: torch cannot load it: {_reason(error)}") from None
 
+    @takes_odd_sizes
     def bind(self, inputs: Inputs) -> Denoiser:
         check_process(self._pid, "an engine of the backend torch")
         latents = torch.zeros(inputs.shape)
