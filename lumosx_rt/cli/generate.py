@@ -15,6 +15,7 @@ from lumosx_rt.cli.arguments import (
     Provider,
     Trust,
     Width,
+    check_sampling,
     loaded_engine,
     shortcuts,
     video_size,
@@ -69,51 +70,61 @@ def generate(
     """
     with reasons("videos that were finished are kept, nothing half-made is left"):
         from lumosx_rt.reference.scenes.scene import Scene
-        from lumosx_rt.runtime.folder import find_scenes, generate_all
+        from lumosx_rt.runtime.folder import Outcome, check_folder, find_scenes, generate_all
 
+        seeds = tuple(seed or (0,))
+        check_sampling(steps, guidance, shift, seeds)
         paths, lossy = find_scenes(scenes), shortcuts(lossy_keys, lossy_skip)
+        check_folder(out)
         say(f"loading {engine}")
         loaded = loaded_engine(engine, components, provider, trust, max_memory, unverified, lossy)
         if loaded.manifest.checkpoint.get("source") == "random":
             say("note: this engine has random weights; its videos are noise in colour, by design")
-        with progress_bar() as show:
+        settings: dict[str, Any] = {
+            "size": video_size(loaded.manifest.defaults, frames, height, width),
+            "steps": steps,
+            "guidance": guidance,
+            "shift": shift,
+            "seeds": seeds,
+            "negative_prompt": negative_prompt,
+        }
 
-            def progress(name: str, state: Any) -> None:
-                show(name, state.step, state.steps)
+        def load(path: Path) -> Scene:
+            return Scene.load(path, order=order, script=script)  # type: ignore[arg-type]
 
-            settings: dict[str, Any] = {
-                "size": video_size(loaded.manifest.defaults, frames, height, width),
-                "steps": steps,
-                "guidance": guidance,
-                "shift": shift,
-                "seeds": tuple(seed or (0,)),
-                "negative_prompt": negative_prompt,
-            }
+        def checked(valid: Any) -> None:
+            if valid.plan is not None:
+                say(f"{valid.name}: memory: {valid.plan}")
 
-            def load(path: Path) -> Scene:
-                return Scene.load(path, order=order, script=script)  # type: ignore[arg-type]
+        outcomes: list[Outcome] = []
+        try:
+            with progress_bar() as show:
+                made = generate_all(
+                    loaded,
+                    paths,
+                    out,
+                    force=force,
+                    load=load,
+                    checked=checked,
+                    waiting=say,
+                    progress=lambda name, state: show(name, state.step, state.steps),
+                    **settings,
+                )
+                for outcome in made:
+                    outcomes.append(outcome)
+        finally:  # also when it is stopped: what was made is told
+            _tell(outcomes, as_json)
+        failed = sum(outcome.error is not None for outcome in outcomes)
+        if failed:
+            refuse(f"{failed} of {len(outcomes)} scenes failed")
 
-            def checked(valid: Any) -> None:
-                if valid.plan is not None:
-                    say(f"{valid.name}: memory: {valid.plan}")
 
-            outcomes = generate_all(
-                loaded,
-                paths,
-                out,
-                force=force,
-                load=load,
-                checked=checked,
-                progress=progress,
-                **settings,
-            )
+def _tell(outcomes: list[Any], as_json: bool) -> None:
     for outcome in outcomes:
         for warning in outcome.warnings:
             say(f"warning: {outcome.scene}: {warning}")
         if outcome.error:
             say(f"failed: {outcome.error}")
     made = [file for outcome in outcomes for file in outcome.files]
-    result("\n".join(made), [outcome.as_dict() for outcome in outcomes], as_json)
-    failed = sum(outcome.error is not None for outcome in outcomes)
-    if failed:
-        refuse(f"{failed} of {len(outcomes)} scenes failed")
+    if made or as_json:
+        result("\n".join(made), [outcome.as_dict() for outcome in outcomes], as_json)

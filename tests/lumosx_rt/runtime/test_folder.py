@@ -5,9 +5,11 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pytest
 from PIL import Image
 
 import lumosx_rt as rt
+from lumosx_rt.reference.files import held
 from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.reference.scenes.clips import read_clip
 from lumosx_rt.reference.scenes.scene import Scene
@@ -143,7 +146,7 @@ def test_nothing_half_made_is_left_when_a_picture_cannot_be_written(
 
 def test_ctrl_c_while_sampling_leaves_nothing(drawn, scenes, tmp_path):
     out = tmp_path / "out"
-    words = ["generate", drawn.folder, scenes / "c", "-o", out, *SMALL, "--steps", 100000]
+    words = ["generate", drawn.folder, scenes / "c", "-o", out, *SMALL, "--steps", 1000]
     ours, theirs = pty.openpty()  # a bar is drawn as it grows only on a terminal
     process = subprocess.Popen(
         [sys.executable, "-m", "lumosx_rt", *map(str, words)],
@@ -162,7 +165,7 @@ def test_ctrl_c_while_sampling_leaves_nothing(drawn, scenes, tmp_path):
                     shown += os.read(ours, 65536)
                 except OSError:  # the other end is closed
                     break
-            if not asked and re.search(rb"[1-9]\d*/100000", shown):
+            if not asked and re.search(rb"[1-9]\d*/1000", shown):
                 process.send_signal(signal.SIGINT)
                 asked = True
         assert asked, shown[-2000:]
@@ -176,15 +179,107 @@ def test_ctrl_c_while_sampling_leaves_nothing(drawn, scenes, tmp_path):
     assert not out.exists() or os.listdir(out) == []
 
 
-def test_a_video_folder_that_cannot_be_is_refused_before_sampling(
-    run, drawn, scenes, tmp_path, fault
+def test_a_video_folder_that_cannot_be_is_refused_before_the_engine_is_loaded(
+    run, drawn, scenes, tmp_path, monkeypatch
 ):
-    calls = fault()
+    monkeypatch.setattr("lumosx_rt.runtime.engine.load", lambda *args, **options: 1 / 0)
     (tmp_path / "file").write_text("precious")
-    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+    places = [tmp_path / "file", tmp_path / "file" / "out", tmp_path / ("x" * 300), "/proc/x/y"]
+    for out in places:
         done = run("generate", drawn.folder, scenes / "a", "-o", out, *SMALL, code=1)
-        assert str(out) in done.stderr and "error: " in done.stderr
-    assert (tmp_path / "file").read_text() == "precious" and calls == []
+        assert str(out) in done.stderr and "cannot be written" in done.stderr
+    assert (tmp_path / "file").read_text() == "precious"
+    right = os.fsync
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    done = run("generate", drawn.folder, scenes / "a", "-o", tmp_path / "out", *SMALL, code=1)
+    assert "No space left" in done.stderr
+    monkeypatch.setattr(os, "fsync", right)
+    assert sorted(os.listdir(tmp_path)) == ["file", "scenes"]
+
+
+def test_every_failure_of_a_scene_is_its_own(drawn_engine, scenes, tmp_path, monkeypatch):
+    shutil.rmtree(scenes / "b-bad")
+    right = batch.Scene.load
+    for number, error in enumerate(
+        (OSError(28, "No space left on device"), PermissionError(13, "Permission denied", "x"),
+         TypeError("a bug"), RuntimeError("Reshape"), RecursionError(), rt.LumosXError("no"))
+    ):  # fmt: skip
+
+        def load(path, error=error):
+            if path.name == "a":
+                raise error
+            return right(path)
+
+        bad, good = batch.generate_all(
+            drawn_engine, batch.find_scenes([scenes]), tmp_path / f"out{number}", force=False,
+            load=load, size=rt.VideoSize(1, 16, 16), steps=1, guidance=1.0,
+        )  # fmt: skip
+        assert bad.scene == str(scenes / "a") and not bad.files and bad.error
+        assert str(error) in bad.error or error.strerror in bad.error
+        assert len(good.files) == 2 and good.error is None
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(KeyboardInterrupt(), 130), (MemoryError(), 1), (OSError(28, "No space left on device"), 1)],
+    ids=repr,
+)
+@pytest.mark.parametrize("as_json", [True, False])
+def test_what_was_made_is_told_however_it_ends(
+    run, drawn, scenes, tmp_path, monkeypatch, error, code, as_json
+):
+    right, count = Image.Image.save, iter(range(99))
+
+    def save(self, *args, **options):
+        if next(count) == 2:  # the second picture of the second scene
+            raise error
+        return right(self, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    words = [scenes / "a", scenes / "c", scenes / "a", "-o", tmp_path / "out", *SMALL, "--force"]
+    seeds = ["--seed", 1, "--seed", 2, *(["--json"] if as_json else [])]
+    done = run("generate", drawn.folder, *words, *seeds, code=code)
+    names = ["one-subject-seed1", "one-subject-seed2", "two-subjects-seed1"]
+    files = [str(tmp_path / "out" / f"{name}{end}") for name in names for end in (".mp4", ".png")]
+    files.pop()
+    if as_json:
+        outcomes = json.loads(done.stdout)
+        assert [file for outcome in outcomes for file in outcome["files"]] == files
+        assert [outcome["error"] is None for outcome in outcomes[:2]] == [True, False]
+        assert len(outcomes) == (3 if isinstance(error, OSError) else 2)
+    else:
+        assert done.stdout.splitlines() == files
+    assert not [name for name in os.listdir(tmp_path / "out") if name.startswith(".")]
+
+
+def test_two_that_make_the_same_take_turns(drawn_engine, scenes, tmp_path):
+    out, waited, asked = tmp_path / "out", [], threading.Event()
+
+    def one(told, force=False):
+        settings = {"size": rt.VideoSize(1, 16, 16), "steps": 1, "guidance": 1.0}
+        return list(
+            batch.generate_all(
+                drawn_engine, [scenes / "a"], out, force=force, waiting=told, **settings
+            )
+        )
+
+    def second():
+        waited.extend(one(lambda line: (waited.append(line), asked.set())))
+
+    thread = threading.Thread(target=second)
+    with held(out / "one-subject", "generate"):
+        thread.start()
+        assert asked.wait(20)
+        (out / "one-subject.mp4").write_bytes(b"the first one's")
+    thread.join(20)
+    line, outcome = waited
+    assert "another generate" in line and "one-subject.mp4 exists" in outcome.error
+    assert (out / "one-subject.mp4").read_bytes() == b"the first one's"
+    assert os.listdir(out) == ["one-subject.mp4"]
 
 
 # -- finding scenes -----------------------------------------------------------------------------
@@ -201,3 +296,17 @@ def test_scenes_are_found_in_folders_by_name(scenes, tmp_path):
     assert batch.find_scenes([tmp_path / "empty"]) == [tmp_path / "empty"]
     with pytest.raises(rt.LumosXError, match="nowhere"):
         batch.find_scenes([scenes, tmp_path / "nowhere"])
+
+
+def test_a_folder_that_may_not_be_entered_is_one_scene_of_many(scenes, monkeypatch):
+    right = Path.stat
+
+    def stat(self, **options):
+        if self.parent.name == "b-bad":
+            raise PermissionError(13, "Permission denied", str(self))
+        return right(self, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert batch.find_scenes([scenes]) == [scenes / n for n in ("a", "b-bad", "c")]
+    monkeypatch.setattr(Path, "iterdir", lambda self: open("/proc/nothing"))
+    assert batch.find_scenes([scenes]) == [scenes]
