@@ -1,7 +1,10 @@
 """`lumosx-rt train`: a recipe of one's own from a file, to a bundle."""
 
 import json
+import sys
 import textwrap
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -86,3 +89,72 @@ def test_what_is_no_recipe_is_refused_with_the_reason(name, said, recipe, tmp_pa
     with pytest.raises(LumosXError, match=said):
         train(name.format(recipe=recipe), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# -- the file is the user's own -----------------------------------------------------------------
+
+BROKEN = {
+    "raise ValueError('one\\ntwo')": "line 1 raises ValueError: one two",
+    "import no_such_module": "line 1 raises ModuleNotFoundError",
+    "def make(:": "line 1 raises SyntaxError",
+    "raise SystemExit(3)": "line 1 raises SystemExit: 3",
+    "def make():\n    return 1 / 0": "line 2 raises ZeroDivisionError",
+    "def make(size):\n    pass": "'make' is called without anything",
+    "make = dict.fromkeys": "'make' is called without anything",
+    "x = '\\udcff'.encode()": "line 1 raises UnicodeEncodeError",
+    "import helper\nmake = helper.nothing": "helper.py, line 3 raises KeyError",
+}
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_what_a_recipe_raises_is_one_line(run, text, tmp_path):
+    (tmp_path / "broken.py").write_text(text)
+    (tmp_path / "helper.py").write_text("\ndef nothing():\n    return {}[1]\n")
+    done = run("train", f"{tmp_path}/broken.py:make", "-o", tmp_path / "out", code=1)
+    assert BROKEN[text] in done.stderr and "a bug" not in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_recipe_imports_what_lies_beside_it(tmp_path, monkeypatch, processes):
+    """In worker processes too."""
+    (tmp_path / "beside.py").write_text(
+        "import torch\ntorch.set_num_threads(1)\n"
+        "from benchmarks.robustness.toy import CONFIG, SIZE, Toy\n"
+        "class Mine(Toy):\n    pass\n"
+    )
+    (tmp_path / "of_mine.py").write_text(
+        textwrap.dedent(RECIPE).replace("import CONFIG, SIZE, Toy", "import CONFIG, SIZE")
+        + "\nfrom beside import Mine as Toy\n"
+    )
+    before, seen = list(sys.path), {}
+
+    def make_bundle(recipe, folder, latents, *, processes, **options):
+        data = recipe.stages[0].data
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+            seen["name"] = pool.submit(str, data.name).result(60)
+            seen["kind"] = pool.submit(type, data).result(60).__module__
+        return folder
+
+    monkeypatch.setattr("lumosx_rt.reference.training.pipeline.make_bundle", make_bundle)
+    monkeypatch.chdir("/")
+    train(f"{tmp_path}/of_mine.py:brief", tmp_path / "out", processes=processes)
+    assert seen == {"name": "toy", "kind": "beside"} and sys.path == before
+    assert not {"beside", "of_mine"} & set(sys.modules)
+
+
+def test_a_recipe_with_the_name_of_another_module_is_refused(tmp_path):
+    (tmp_path / "torch.py").write_text("1 / 0")
+    with pytest.raises(LumosXError, match="torch.py.*rename"):
+        train(f"{tmp_path}/torch.py:make", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--device", "tpu"], "'tpu'"), (["--device", "cuda"], "no GPU"), (["--processes", 0], "256"),
+     (["--processes", 10**9], "256")],
+)  # fmt: skip
+def test_wrong_options_are_wrong_usage(run, recipe, tmp_path, words, said, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    done = run("train", f"{recipe}:brief", "-o", tmp_path / "out", *words, code=2)
+    assert said in done.stderr and not (tmp_path / "out").exists()
