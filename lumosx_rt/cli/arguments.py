@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,6 +60,20 @@ def shortcuts(keys: int, skip: float) -> Any:
     return Lossy(keys_every=keys, skip_below=skip)
 
 
+def check_sampling(
+    steps: int | None, guidance: float | None, shift: float | None, seeds: Sequence[int] = (0,)
+) -> None:
+    """Raise LumosXError for settings that no engine takes; None is an engine's own."""
+    from lumosx_rt.reference.sampling import request
+
+    request.check_sampling(
+        seeds,
+        1 if steps is None else steps,
+        1.0 if shift is None else shift,
+        1.0 if guidance is None else guidance,
+    )
+
+
 def check_provider(provider: str) -> None:
     """End the program with a usage error for a provider that does not exist."""
     from lumosx_rt.backends.common.devices import PROVIDERS
@@ -85,7 +100,7 @@ def largest_size(size: str | None) -> Any:
     if size is None:
         return None
     try:
-        frames, height, width = map(int, size.split("x"))
+        frames, height, width = (int(side) for side in size.split("x"))
     except ValueError:
         raise LumosXError(f"max_size: got '{size}', accepted is like 81x480x832") from None
     return VideoSize(frames, height, width)

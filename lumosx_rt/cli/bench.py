@@ -13,6 +13,7 @@ from lumosx_rt.cli.arguments import (
     Provider,
     Trust,
     check_provider,
+    check_sampling,
     shortcuts,
 )
 from lumosx_rt.cli.console import progress_bar, reasons, result, say
@@ -62,6 +63,7 @@ def bench(
     with reasons("finished scenes are kept, the same command goes on from there"):
         from lumosx_rt.bench.run import benchmark, default_folder, told
 
+        check_sampling(steps, guidance, shift)
         lossy = shortcuts(lossy_keys, lossy_skip)
         with progress_bar("bench") as progress:
             summary = benchmark(

@@ -95,9 +95,11 @@ def build(
         refuse("--preset and --init random go together", 2)
     if (checkpoint is None) == (preset is None):
         refuse("name either a CHECKPOINT, or --preset with --init random", 2)
-    target = out or Path("engines", preset or (checkpoint or Path()).resolve().stem)
     with reasons("finished stages are kept, the same command goes on from there"):
         from lumosx_rt.builder.build import build as build_engine
+        from lumosx_rt.reference.checkpoints.bundle import name_of
+
+        target = out or Path("engines", preset or name_of(checkpoint or Path()))
 
         build_engine(
             checkpoint,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lumosx_rt.cli.arguments import check_sampling
 from lumosx_rt.cli.console import progress_bar, reasons, result, say
 
 
@@ -47,7 +48,13 @@ def calibrate(
     """
     with reasons("finished scenes are kept, the same command goes on from there"):
         from lumosx_rt.builder import calibrate as calibrating
+        from lumosx_rt.builder.train import check_device
         from lumosx_rt.calibration.scheme import Scheme
+        from lumosx_rt.reference.files import place_of, try_place
+
+        check_device(device)
+        check_sampling(steps, None, None)
+        try_place(place_of(out))
 
         with progress_bar("calibrate") as progress:
             found = calibrating.calibrate(

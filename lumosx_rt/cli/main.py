@@ -4,7 +4,9 @@ Each command is a thin file. It checks its words, calls one function of the pack
 comes back. Nothing heavy is imported before a command runs.
 """
 
+import io
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -13,6 +15,7 @@ import typer
 from lumosx_rt.cli.bench import bench
 from lumosx_rt.cli.build import build
 from lumosx_rt.cli.calibrate import calibrate
+from lumosx_rt.cli.console import show_log
 from lumosx_rt.cli.doctor import doctor
 from lumosx_rt.cli.generate import generate
 from lumosx_rt.cli.inspect import inspect
@@ -30,6 +33,8 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
     inspect,
     doctor,
 )
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def program(commands: Sequence[Callable[..., Any]] = COMMANDS) -> typer.Typer:
@@ -57,14 +62,28 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    log_level: Annotated[
+        str,
+        typer.Option(
+            help="What is logged to stderr, from: debug (shows where an error arose), info, "
+            "warning, error."
+        ),
+    ] = "warning",
 ) -> None:
-    pass
+    if log_level not in LOG_LEVELS:
+        raise typer.BadParameter(
+            f"got '{log_level}', accepted are {', '.join(LOG_LEVELS)}", param_hint="--log-level"
+        )
+    show_log(log_level)
 
 
 app = program()
 
 
 def main() -> None:
-    """Run the program `lumosx-rt`."""
+    """Run the program `lumosx-rt`. What the terminal's encoding cannot say is shown escaped."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where it is closed
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="lumosx-rt")

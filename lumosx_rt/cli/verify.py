@@ -1,5 +1,6 @@
 """`lumosx-rt verify`, as a command."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from lumosx_rt.cli.arguments import (
     Provider,
     Trust,
     Width,
+    check_sampling,
     loaded_engine,
     video_size,
 )
@@ -45,10 +47,14 @@ def verify(
     """
     with reasons("the engine's report is as it was"):
         from lumosx_rt.parity.verify import verify as verify_engine
+        from lumosx_rt.reference.files import try_place
         from lumosx_rt.reference.scenes.builtin import builtin_scenes
         from lumosx_rt.reference.scenes.scene import Scene
         from lumosx_rt.runtime.folder import find_scenes
 
+        seeds = tuple(seed or (0,))
+        check_sampling(steps, None, None, seeds)
+        try_place(Path(os.path.abspath(engine), "report.json"))
         chosen = [Scene.load(path) for path in find_scenes(scenes)] if scenes else builtin_scenes()
         say(f"loading {engine}")
         loaded = loaded_engine(engine, components, provider, trust, unverified=True)
@@ -59,9 +65,9 @@ def verify(
                 checkpoint=checkpoint,
                 size=video_size(loaded.manifest.defaults, frames, height, width),
                 steps=steps,
-                seeds=tuple(seed or (0,)),
+                seeds=seeds,
                 progress=progress,
             )
-        result((engine / "report.md").read_text(), section, as_json)
+        result((engine / "report.md").read_text("utf-8"), section, as_json)
         if not section["passed"]:
             refuse(f"{engine} does not make the same video as the reference; see report.md")

@@ -21,6 +21,7 @@ def describe(path: Path, size: VideoSize, picture: Path | None = None) -> dict[s
     size: of the video, for a scene's layout. picture: where to draw the layout of a scene or key.
     Raises LumosXError if the path is none of these, or damaged.
     """
+    check_picture(picture)
     if not path.exists() and "+" in path.name:
         layout = SceneLayout.from_key(str(path))
         _draw(picture, layout)
@@ -38,6 +39,12 @@ def describe(path: Path, size: VideoSize, picture: Path | None = None) -> dict[s
             f"{path} is no engine ({MANIFEST}) and no scene (caption.txt or {SCENE_FILE}); "
             f"as a checkpoint: {error}"
         ) from None
+
+
+def check_picture(picture: Path | None) -> None:
+    """Raise LumosXError for a name that is none of a PNG file."""
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise LumosXError(f"layout_png: got '{picture}', a file that ends in .png is needed")
 
 
 def _engine(path: Path) -> dict[str, Any]:

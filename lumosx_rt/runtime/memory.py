@@ -32,6 +32,7 @@ from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.encoders import tiled_decode as tiles
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.mechanisms.mechanism import Layout
+from lumosx_rt.reference.numbers import whole_number
 from lumosx_rt.reference.sampling.memory_plan import GIB, MemoryPlan, Tile
 from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy
 from lumosx_rt.reference.scenes.video_size import VideoSize
@@ -40,6 +41,7 @@ FLOAT_BYTES = 4
 LIBRARIES_BYTES = 330 << 20  # diffusers, transformers and what torch sets up when first used
 SMALLEST_TILE = 8
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 2**10, "mi": 2**20, "gi": GIB}
+_MOST_BYTES = 1 << 60
 _DECODED_FRAMES = 4  # pixel frames that the decoder makes at a time
 _UNROLLED = 20480  # channels x frames x rows up to which torch unrolls a convolution on a CPU
 
@@ -193,11 +195,22 @@ def _text_bytes(config: LumosXConfig) -> int:
 
 
 def parse_bytes(text: str | int) -> int:
-    """Read `8GiB`, `500MB` or a number of bytes. Raises LumosXError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(|[kmg]i?)b?", str(text).strip().lower())
-    if not match or not float(match[1]):
-        raise LumosXError(f"max_memory: got '{text}', accepted are like 8GiB, 500MB or bytes")
-    return int(float(match[1]) * _UNITS[match[2]])
+    """Read `8GiB`, `500MB`, `8000000B`, or an integer of bytes. Raises LumosXError for all else.
+
+    A text needs its unit: "8" is more often meant as 8 GiB than as 8 bytes.
+    """
+    if not isinstance(text, str):
+        return whole_number(text, "max_memory", 1, _MOST_BYTES)
+    match = re.fullmatch(
+        r"(\d{1,20}(?:\.\d{1,20})?) *(?:([kmg]i?)b?|b)", text.strip().lower(), re.ASCII
+    )
+    found = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
+    if not 0 < found <= _MOST_BYTES:
+        raise LumosXError(
+            f"max_memory: got '{text:.60}', accepted are a number and its unit, like 8GiB, 500MB "
+            "or 8000000B"
+        )
+    return found
 
 
 def resident_bytes() -> int:

@@ -1,5 +1,6 @@
 """Memory is known beforehand, kept to, and what is done for it does not change the video."""
 
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -128,14 +129,41 @@ def test_needs_grow_with_what_they_are_of(job, backend):
         ("500MB", 500_000_000),
         ("1.5 g", 1_500_000_000),
         ("12ki", 12288),
+        ("77b", 77),
         (77, 77),
+        (np.int64(77), 77),
     ],
 )
 def test_bytes_are_read(text, expected):
     assert parse_bytes(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "0", "-3", "8 apples", "1e9", "GiB"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0",
+        "0GB",
+        "-3",
+        "8",
+        "1.5",
+        1.5,
+        0,
+        -1,
+        True,
+        math.inf,
+        None,
+        "8 apples",
+        "1e9",
+        "GiB",
+        "nanGB",
+        "1e3GB",
+        "٨GB",
+        "9" * 400 + "GB",
+        1 << 80,
+        "8G\nB",
+    ],
+)
 def test_what_is_no_number_of_bytes_is_refused(text):
     with pytest.raises(rt.LumosXError, match="max_memory"):
         parse_bytes(text)
