@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ _JSON_LIMIT_BYTES = 1 << 27
 _TEXT_LIMIT_BYTES = 1 << 20
 _ANY_BYTES = 1 << 62
 _LOOK_BYTES = 1024
+_BLOCK_BYTES = 1 << 22
 _HTML = (b"<!doctype html", b"<html", b"<head", b"<body")
 _XML = (b"<?xml", b"<error")
 _PACKED = (
@@ -71,12 +73,17 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def open_regular(
-    path: str | os.PathLike[str], max_bytes: int, what: str, accepted: Collection[str] = ()
+    path: str | os.PathLike[str],
+    max_bytes: int,
+    what: str,
+    accepted: Collection[str] = (),
+    empty: bool = False,
 ) -> BinaryIO:
     """Open a regular file of at most `max_bytes`; `what` names it in messages.
 
     A pipe or a device is refused without waiting for it, and so is what stands in a file's place:
-    see `stand_in`, where the kinds are that may be `accepted`. Raises LumosXError.
+    see `stand_in`, where the kinds are that may be `accepted`. empty: also one of 0 bytes. Raises
+    LumosXError.
     """
     try:
         file, status = _opened(path)
@@ -88,7 +95,7 @@ def open_regular(
         problem = "is a folder, not a file"
     elif not stat.S_ISREG(status.st_mode):
         problem = "is a pipe or a device, not a file"
-    elif status.st_size == 0:
+    elif status.st_size == 0 and not empty:
         problem = "is empty (0 bytes); write it again"
     elif status.st_size > max_bytes:
         problem = f"has {status.st_size:,} bytes, at most {max_bytes:,} are read; make it smaller"
@@ -137,8 +144,8 @@ def stand_in(head: bytes, accepted: Collection[str] = ()) -> str | None:
 
 
 def look_at(path: Path, what: str, accepted: Collection[str] = ()) -> None:
-    """Refuse what `open_regular` would, for readers that open the file themselves."""
-    open_regular(path, _ANY_BYTES, what, accepted).close()
+    """Refuse what `open_regular` would, but empty files, for readers that open it themselves."""
+    open_regular(path, _ANY_BYTES, what, accepted, empty=True).close()
 
 
 def read_json(path: Path, max_bytes: int = _JSON_LIMIT_BYTES) -> dict[str, Any]:
@@ -153,13 +160,21 @@ def read_json(path: Path, max_bytes: int = _JSON_LIMIT_BYTES) -> dict[str, Any]:
     return found
 
 
-def sha256_of(path: Path) -> str:
-    """Hash a regular file's content. Raises LumosXError for a pipe or a device."""
+def hash_file(total: "hashlib._Hash", path: Path) -> None:
+    """Add a regular file's content to a hash. Raises LumosXError for a pipe or a device."""
     file, status = _opened(path)
     with file:
         if not stat.S_ISREG(status.st_mode):
             raise LumosXError(f"'{path}' is no regular file; put the file itself there")
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(_BLOCK_BYTES):
+            total.update(block)
+
+
+def sha256_of(path: Path) -> str:
+    """Hash a regular file's content. Raises LumosXError for a pipe or a device."""
+    total = hashlib.sha256()
+    hash_file(total, path)
+    return total.hexdigest()
 
 
 def inside(root: Path, relative: str) -> Path:
@@ -214,9 +229,8 @@ def try_place(out: Path) -> None:
     tell of disks that are full, mounted read-only, or mounted there. Raises LumosXError.
     """
     folder = nearest_folder(out)
-    tried = folder / f".{out.name}.{os.getpid()}.probe"
     try:
-        tried.mkdir()
+        tried = Path(tempfile.mkdtemp(".probe", f".{out.name:.100}.", folder))
         try:
             with (tried / "file").open("wb") as file:
                 file.write(bytes(1 << 12))

@@ -4,6 +4,7 @@ The released settings, unless a bundle has a `defaults.json` with its own: a JSO
 frames, height, width (pixels), fps, steps, shift and guidance.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def read_defaults(root: Path) -> dict[str, Any]:
     """Return the defaults of the bundle at `root`. Raises LumosXError for a file that says
     nonsense."""
     file = root / DEFAULTS_FILE if root.is_dir() else root
-    if file.name != DEFAULTS_FILE or not file.is_file():
+    if file.name != DEFAULTS_FILE or not os.path.lexists(file):
         return RELEASED
     found = read_json(file)
     problems = [f"{name!r} is not known" for name in found if name not in KINDS]

@@ -10,9 +10,11 @@
       components/...          only in a self-contained engine
       report.json .md .png    the last check, the engine's certificate; not part of the content
 
-Forbidden: absolute paths, paths that leave the folder, links, pickles, code (but for those two,
-which are loaded only where they were made, or on trust), files that are not listed, listed files
-that are missing or differ. Reading it runs no code and needs neither torch nor numpy.
+Forbidden: absolute paths, paths that leave the folder, pickles, code (but for those two, which are
+loaded only where they were made, or on trust), files that are not listed, listed files that are
+missing or differ, links whose content was not compared. What systems and hubs put beside an
+engine's files (hidden files, a README, a LICENSE) is never read, and ignored.
+Reading it runs no code and needs neither torch nor numpy.
 """
 
 import json
@@ -27,18 +29,27 @@ from lumosx_rt.artifact.defaults import default_problems
 from lumosx_rt.calibration.formats import FORMATS
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.errors import LumosXError, listing
-from lumosx_rt.reference.files import sha256_of, write_atomically
+from lumosx_rt.reference.files import (
+    of_the_system,
+    read_json,
+    sha256_of,
+    stand_in,
+    write_atomically,
+)
 
 FORMAT = 1
 LUMOSX = "lumosx"
 MANIFEST = "manifest.json"
+STAGES = "stages.json"  # of a build that is not finished
 REPORTS = ("report.json", "report.md", "report.png")
 PICTURE = REPORTS[2]
 GRAPH, PACKAGE = "transformer/model.onnx", "transformer/model.pt2"
 PLAN = "transformer/model.plan"
 CALIBRATION = "calibration.json"
+_NOT_CONTENT = (MANIFEST, STAGES, *REPORTS)
 LAYOUTS = ("frames", "height", "width", "seeds", "references", "members")
 _MAX_MANIFEST_BYTES = 4 << 20
+_BESIDE = {"README", "LICENSE", "LICENCE", "NOTICE"}
 _FORBIDDEN_SUFFIXES = {".pkl", ".pickle", ".pt", ".pt2", ".pth", ".bin", ".py", ".so", ".plan"}
 _CODE = {("torch", PACKAGE), ("tensorrt-rtx", PLAN), ("tensorrt", PLAN)}
 _BUCKET = re.compile(r"transformer/model-([1-9]\d{0,3})\.plan")
@@ -94,18 +105,15 @@ def read_manifest(folder: Path) -> Manifest:
     that is malformed or forbidden.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not os.path.lexists(path) or path.is_dir():
         raise LumosXError(
             f"{folder} is not an engine: there is no {MANIFEST}; "
             "make one with `lumosx-rt build CHECKPOINT -o ENGINE`"
         )
-    if path.stat().st_size > _MAX_MANIFEST_BYTES:
+    if path.is_file() and path.stat().st_size > _MAX_MANIFEST_BYTES:
         raise LumosXError(f"{path}: larger than any manifest ({_MAX_MANIFEST_BYTES} bytes)")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise LumosXError(f"{path}: not JSON ({error}); build the engine again") from None
-    if not isinstance(raw, dict) or type(raw.get("format")) is not int or raw["format"] < 1:
+    raw = read_json(path, _MAX_MANIFEST_BYTES)
+    if not _has_format(raw):
         raise LumosXError(f"{path}: has no positive integer `format`; build the engine again")
     if raw["format"] > FORMAT:
         raise LumosXError(
@@ -120,6 +128,22 @@ def read_manifest(folder: Path) -> Manifest:
         raise LumosXError(listing(str(path), problems))
     records = {name: FileRecord(**record) for name, record in raw["files"].items()}
     return Manifest(**raw | {"files": records})
+
+
+def is_engine(folder: Path) -> bool:
+    """Tell whether a folder is an engine, of any format, damaged or not: by what its manifest says.
+
+    Other products have files of that name, too.
+    """
+    try:
+        raw = read_json(folder / MANIFEST, _MAX_MANIFEST_BYTES)
+    except LumosXError:
+        return False
+    return _has_format(raw) and isinstance(raw.get("backend"), str)
+
+
+def _has_format(raw: dict[str, Any]) -> bool:
+    return type(raw.get("format")) is int and raw["format"] >= 1
 
 
 def _shape_problems(raw: dict[str, Any]) -> list[str]:
@@ -193,7 +217,7 @@ def path_problems(name: str, backend: str = "onnxruntime") -> list[str]:
         return [f"{name!r} must be a plain relative path inside the engine"]
     if path.suffix.lower() in _FORBIDDEN_SUFFIXES and not _is_code(name, backend):
         return [f"{name!r}: files of type {path.suffix} can run code and are forbidden"]
-    if name in (MANIFEST, *REPORTS):
+    if name in _NOT_CONTENT:
         return [f"{name!r} cannot be listed"]
     return []
 
@@ -214,35 +238,84 @@ def buckets_of(names: Iterable[str]) -> list[int]:
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
-    """Hash every file of a folder, except the manifest and the reports."""
+    """Hash every file of a folder, except the manifest, the reports, and what is never read."""
     return {
         name: FileRecord(sha256_of(folder / name), (folder / name).stat().st_size)
         for name in _names_in(folder)
+        if not _ignored(name)
     }
 
 
 def check_files(folder: Path, manifest: Manifest, *, hashes: bool = True) -> None:
     """Compare the folder with the manifest's `files`: names and sizes, and content if `hashes`.
 
-    Raises one LumosXError naming everything that is missing, unlisted, linked or different.
+    A link is accepted where its content is compared. Raises one LumosXError naming everything that
+    is missing, unlisted, linked or different, and what to do about each kind.
     """
-    present = set(_names_in(folder))
-    problems = [f"{name} is missing" for name in manifest.files if name not in present]
-    problems += [f"{name} is not listed" for name in sorted(present - set(manifest.files))]
-    for name in sorted(present & set(manifest.files)):
-        path, record = folder / name, manifest.files[name]
-        if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
-            problems.append(f"{name} is a link")
-        elif not path.is_file():
-            problems.append(f"{name} is no regular file")
-        elif path.stat().st_size != record.bytes:
-            problems.append(f"{name} has {path.stat().st_size} bytes, not {record.bytes}")
-        elif hashes and sha256_of(path) != record.sha256:
-            problems.append(f"{name} differs from what was built (sha256)")
+    found: dict[str, list[str]] = {kind: [] for kind in _ADVICE}
+    for name in _names_in(folder):
+        if name not in manifest.files and not _ignored(name):
+            linked = (folder / name).is_symlink() and (folder / name).is_dir()
+            what = "linked" if linked else "strange"
+            found[what].append(f"{name} is {'a link to a folder' if linked else 'not listed'}")
+    for name in REPORTS:
+        if os.path.lexists(folder / name) and not (folder / name).is_file():
+            found["strange"].append(f"{name} is no regular file")
+    for name, record in manifest.files.items():
+        kind, problem = _file_problem(folder, name, record, hashes)
+        if problem is not None:
+            found[kind].append(problem)
+    problems = [problem for kind in found.values() for problem in kind]
     if problems:
-        raise LumosXError(
-            listing(f"engine {folder}", problems) + "\nbuild it again, with --force to replace it"
-        )
+        advice = [_ADVICE[kind] for kind, some in found.items() if some]
+        raise LumosXError(listing(f"engine {folder}", problems) + "\n" + "\n".join(advice))
+
+
+_ADVICE = {
+    "built": "build it again, with --force to replace it",
+    "elsewhere": "fetch the files that others stand in the place of",
+    "linked": "copy it with links followed (cp -rL)",
+    "strange": "remove what is not the engine's own",
+}
+
+
+def _file_problem(
+    folder: Path, name: str, record: FileRecord, hashes: bool
+) -> tuple[str, str | None]:
+    """Return what is wrong with a listed file, after the kind of advice that mends it."""
+    path = folder / name
+    if not os.path.lexists(path):
+        return "built", f"{name} is missing"
+    if not path.is_file():
+        if path.is_symlink():
+            return "linked", f"{name} is a link to nothing that can be read"
+        return "strange", f"{name} is no regular file"
+    linked = path.is_symlink() or not path.resolve().is_relative_to(folder.resolve())
+    if linked and not hashes:
+        return "linked", f"{name} is a link, and content is not compared (check_hashes)"
+    size = path.stat().st_size
+    if size == record.bytes and not (hashes and sha256_of(path) != record.sha256):
+        return "built", None
+    if stood := _stand_in(path):
+        return "elsewhere", f"{name} {stood}"
+    if size != record.bytes:
+        return "built", f"{name} has {size} bytes, not {record.bytes}"
+    return "built", f"{name} differs from what was built (sha256)"
+
+
+def _stand_in(path: Path) -> str | None:
+    with path.open("rb") as file:
+        return stand_in(file.read(1 << 10), ("json", "xml", "zip", "safetensors"))
+
+
+def _ignored(name: str) -> bool:
+    """Tell whether a file that no manifest lists may lie in an engine: nothing reads it, and it is
+    no code."""
+    path = PurePosixPath(name)
+    beside = len(path.parts) == 1 and path.stem.upper() in _BESIDE
+    return (beside or any(map(of_the_system, path.parts))) and (
+        path.suffix.lower() not in _FORBIDDEN_SUFFIXES
+    )
 
 
 def _names_in(folder: Path) -> list[str]:
@@ -250,4 +323,4 @@ def _names_in(folder: Path) -> list[str]:
     for root, folders, files in os.walk(folder):
         for name in [*files, *(d for d in folders if Path(root, d).is_symlink())]:
             names.append(Path(root, name).relative_to(folder).as_posix())
-    return sorted(n for n in names if n not in (MANIFEST, *REPORTS))
+    return sorted(n for n in names if n not in _NOT_CONTENT)

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from lumosx_rt.artifact.manifest import REPORTS, Manifest
-from lumosx_rt.reference.files import write_atomically
+from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.files import read_json, write_atomically
 
 
 def read_report(folder: Path) -> dict[str, Any]:
     """Return the sound sections of the engine's last report; none if it has none or it cannot be
     read."""
     try:
-        found = json.loads((folder / REPORTS[0]).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = read_json(folder / REPORTS[0])
+    except LumosXError:
         return {}
     sound = {}
     for name, render in SECTIONS.items():

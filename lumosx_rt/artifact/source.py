@@ -16,7 +16,9 @@ from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.checkpoints.bundle import COMPONENTS, Bundle, find_bundle
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.numbers import whole_number
 
+MOST_SEED = 2**63 - 1  # that torch's generators take
 ENCODERS = tuple(name for name in COMPONENTS if name != "transformer")
 
 
@@ -59,6 +61,7 @@ class RandomSource:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", whole_number(self.seed, "seed", 0, MOST_SEED))
         if self.preset not in PRESETS:
             raise LumosXError(
                 f"preset: got '{self.preset}', accepted are {', '.join(sorted(PRESETS))}"
@@ -114,24 +117,26 @@ def source_of(manifest: Manifest, checkpoint: str | Path | None) -> Source:
     Raises LumosXError where they cannot be found or are others.
     """
     identity = manifest.checkpoint
-    source: Source
     if identity.get("source") == "random":
-        source = RandomSource(str(identity["preset"]), int(identity["seed"]))
+        found: list[Source] = [RandomSource(str(identity["preset"]), int(identity["seed"]))]
     else:
-        bundle = find_bundle(checkpoint) if checkpoint else cache.recall(str(identity["sha256"]))
-        if bundle is None:
-            raise LumosXError(
-                "the checkpoint this engine was built from is not where it was; "
-                "name it with --checkpoint"
-            )
-        source = CheckpointSource(bundle, LumosXConfig.from_dict(manifest.model))
-    found = source.identity()["sha256"]
-    if found != identity["sha256"]:
+        config = LumosXConfig.from_dict(manifest.model)
+        known = [find_bundle(checkpoint)] if checkpoint else cache.places(str(identity["sha256"]))
+        found = [CheckpointSource(bundle, config) for bundle in known]
+    if not found:
         raise LumosXError(
-            f"the engine was built from other weights: sha256 {identity['sha256'][:12]}..., "
-            f"these have {found[:12]}...; name the right ones with --checkpoint, or build again"
+            "the checkpoint this engine was built from is not where it was; "
+            "name it with --checkpoint"
         )
-    return source
+    digests = []
+    for source in found:
+        digests.append(source.identity()["sha256"])
+        if digests[-1] == identity["sha256"]:
+            return source
+    raise LumosXError(
+        f"the engine was built from other weights: sha256 {identity['sha256'][:12]}..., "
+        f"these have {digests[0][:12]}...; name the right ones with --checkpoint, or build again"
+    )
 
 
 def encoders_of(manifest: Manifest, engine: Path, components: str | Path | None) -> Bundle:
@@ -147,7 +152,7 @@ def encoders_of(manifest: Manifest, engine: Path, components: str | Path | None)
     if components is not None:
         candidates.append((str(components), find_bundle(components)))
     if not candidates:  # a part may be shared by several bundles, so ask for each
-        known = {b.root: b for digest in wanted.values() if (b := cache.recall(digest))}
+        known = {b.root: b for digest in wanted.values() for b in cache.places(digest)}
         candidates += [(str(root), bundle) for root, bundle in known.items()]
     if not candidates:
         raise LumosXError(

@@ -6,7 +6,6 @@ never half an engine. A stage is found again by the hash of everything it depend
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from dataclasses import asdict, replace
@@ -14,24 +13,22 @@ from pathlib import Path
 from typing import Any, Unpack, cast
 
 from lumosx_rt.artifact import user_cache as cache
-from lumosx_rt.artifact.manifest import (
-    Manifest,
-    check_files,
-    read_manifest,
-    record_files,
-)
+from lumosx_rt.artifact.manifest import Manifest, record_files
 from lumosx_rt.artifact.report import write_report
 from lumosx_rt.artifact.source import ENCODERS, CheckpointSource, RandomSource, Source
 from lumosx_rt.backends.common.compiler import Compiler
 from lumosx_rt.backends.common.forward_parity import forward_parity
 from lumosx_rt.backends.table import compiler_of, load_backend
 from lumosx_rt.builder.options import BuildOptions
-from lumosx_rt.builder.stages import STAGES, put_in_place, run_stages
+from lumosx_rt.builder.place import check_place, put_in_place, why_not_up_to_date
+from lumosx_rt.builder.stages import run_stages
 from lumosx_rt.calibration.formats import format_of
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.checkpoints.bundle import find_bundle
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.files import held, nearest_folder, place_of
+from lumosx_rt.reference.numbers import whole_number
 from lumosx_rt.reference.progress import Report
 from lumosx_rt.reference.sampling.inputs import LIMITS
 from lumosx_rt.runtime.memory import peak_memory_bytes
@@ -55,30 +52,70 @@ def build(
     backend: "onnxruntime" (also "auto"), "torch" (code compiled for this kind of machine),
     "tensorrt-rtx" (a plan for GPUs that need not be here), or "tensorrt" (one for the GPU here).
     self_contained: copy text encoder, tokenizer and VAE in. force: replace what is at `out`.
+    A link at `out` stays, and is followed. A second process that builds there waits for the first.
     report: shown what is being done. options: `BuildOptions`. Raises LumosXError; nothing is left
     at `out` then.
     """
-    given, out = Path(out), Path(os.path.abspath(out))
+    given, out = Path(out), place_of(out)
     asked = dict(options)
     weights = [asked.pop(name, None) for name in ("preset", "seed", "config")]
     preset, seed, config = cast(tuple[str | None, int | None, LumosXConfig | None], weights)
-    wanted_references = cast(int | None, asked.pop("max_references", None))
-    max_references = MAX_REFERENCES if wanted_references is None else wanted_references
+    wanted_references = asked.pop("max_references", None)
+    max_references = whole_number(
+        MAX_REFERENCES if wanted_references is None else wanted_references,
+        "max_references",
+        1,
+        LIMITS["references"][1],
+    )
     compiler = compiler_of(backend, asked, random=preset is not None)
-    _check_references(max_references)
     if (checkpoint is None) == (preset is None):
         raise LumosXError("build: name either a checkpoint, or a preset for random weights")
-    _check_place(out)
-    started = time.monotonic()
-    source: Source
-    if preset is not None:
-        source = RandomSource(preset, seed or 0)
-    else:
-        assert checkpoint is not None
-        source = CheckpointSource(find_bundle(checkpoint), config)
-        report(f"checkpoint: {source.bundle.kind} layout at {source.bundle.root}")
+    source = _source(checkpoint, preset, seed, config)
+    if isinstance(source, CheckpointSource):
+        report(f"checkpoint: {source.bundle.kind} layout at {checkpoint}")
     if backend == "auto":
         report("backend: onnxruntime, the one that runs on every machine, with or without a GPU")
+    waited: list[str] = []
+
+    def wait(line: str) -> None:
+        waited.append(line)
+        report(line)
+
+    with held(out, "build", wait):
+        again = force and not waited  # or what the other process has just built may be enough
+        facts = _build(out, source, compiler, max_references, self_contained, force, again, report)
+    if facts is None:
+        report(f"{given} is up to date")
+    else:
+        report(f"{given} built in {facts['seconds']} s")
+    return given
+
+
+def _source(
+    checkpoint: str | Path | None, preset: str | None, seed: int | None, config: LumosXConfig | None
+) -> Source:
+    if preset is not None:
+        return RandomSource(preset, 0 if seed is None else seed)
+    assert checkpoint is not None
+    return CheckpointSource(find_bundle(checkpoint), config)
+
+
+def _build(
+    out: Path,
+    source: Source,
+    compiler: Compiler,
+    max_references: int,
+    self_contained: bool,
+    force: bool,
+    again: bool,
+    report: Report,
+) -> dict[str, Any] | None:
+    """Build at a place that is held. Returns the facts of the report; None: it is up to date.
+
+    again: also where it is.
+    """
+    started = time.monotonic()
+    there = check_place(out, force)
     report("reading the weights")
     model = source.load()
     identity = source.identity()
@@ -107,12 +144,12 @@ def build(
     if compiler.document is not None:
         wanted["calibration"] = asdict(compiler.document)
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
-    if out.exists() and not force:
-        problem = _why_not_up_to_date(out, key, compiler)
-        if problem:
+    if there and not again:
+        problem = why_not_up_to_date(out, key, compiler)
+        if problem is None:
+            return None
+        if not force:
             raise LumosXError(f"{problem}\nchoose another name, or replace it with --force")
-        report(f"{given} is up to date")
-        return given
     partial = out.with_name(f".{out.name}.partial")
     facts = run_stages(partial, key, source, model, limits, compiler, self_contained, report)
 
@@ -147,56 +184,22 @@ def build(
             f"{worst['relative_error']:.1e} (gate {worst['gate']:.0e}); it was not kept. "
             f"{compiler.remedy}"
         )
-    files = record_files(partial)
-    files.pop(STAGES)
-    manifest = replace(manifest, files=files)
+    manifest = replace(manifest, files=record_files(partial))
     write_report(partial, manifest, build=facts)
     manifest.write(partial)
-    put_in_place(partial, out)
-    report(f"{given} built in {facts['seconds']} s")
-    return given
-
-
-def _check_references(max_references: int) -> None:
-    most = LIMITS["references"][1]
-    if not 0 < max_references <= most:
-        raise LumosXError(f"max_references: got {max_references}, accepted are 1 to {most}")
+    put_in_place(partial, out, force=force)
+    return facts
 
 
 def _check_disk(out: Path, model: LumosX, compiler: Compiler) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     needed = int(parameters * compiler.bytes_per_parameter * 1.1) + (64 << 20)
-    folder = _nearest_folder(out)
+    folder = nearest_folder(out)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise LumosXError(
             f"{folder} has {free >> 20} MiB free, the engine needs about {needed >> 20} MiB"
         )
-
-
-def _check_place(out: Path) -> None:
-    if out.exists() and not (out / "manifest.json").is_file():
-        raise LumosXError(f"{out} exists and is no engine; choose another name, or move it away")
-    folder = _nearest_folder(out)
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise LumosXError(f"{out}: {folder} is no folder that can be written; choose another place")
-
-
-def _nearest_folder(out: Path) -> Path:
-    return next(parent for parent in out.parents if parent.exists())
-
-
-def _why_not_up_to_date(out: Path, key: str, compiler: Compiler) -> str | None:
-    try:
-        manifest = read_manifest(out)
-        check_files(out, manifest)
-    except LumosXError as error:
-        return str(error)
-    if manifest.checkpoint.get("build") != key:
-        return f"{out} is an engine built from other inputs"
-    if not compiler.vouches_for(out):
-        return f"{out} holds compiled code that was made elsewhere"
-    return None
 
 
 def _components(source: Source, partial: Path) -> dict[str, str]:

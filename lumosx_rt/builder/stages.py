@@ -5,27 +5,20 @@ never half an engine.
 """
 
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lumosx_rt.artifact.manifest import (
-    CALIBRATION,
-    FileRecord,
-    record_files,
-)
+from lumosx_rt.artifact.manifest import CALIBRATION, STAGES, FileRecord, record_files
 from lumosx_rt.artifact.source import ENCODERS, RandomSource, Source
 from lumosx_rt.backends.common.compiler import Compiler
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.files import write_atomically
+from lumosx_rt.reference.files import read_json, remove, write_atomically
 from lumosx_rt.reference.progress import Report
-
-STAGES = "stages.json"
 
 
 def run_stages(
@@ -41,7 +34,7 @@ def run_stages(
     """Run what an earlier, killed build of the same key has not finished; returns its facts."""
     done = _finished_stages(partial, key)
     if "components" not in done:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
         partial.mkdir(parents=True)
         _copy_components(partial, source, self_contained, report)
         if compiler.document is not None:
@@ -59,14 +52,14 @@ def run_stages(
 
 def _finished_stages(partial: Path, key: str) -> dict[str, dict[str, Any]]:
     try:
-        state = json.loads((partial / STAGES).read_text())
+        state = read_json(partial / STAGES)
         if state["key"] != key:
             return {}
         present = record_files(partial)
         for stage in state["done"].values():
             if any(asdict(present[name]) != record for name, record in stage["files"].items()):
                 return {}
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, LumosXError):
         return {}
     found: dict[str, dict[str, Any]] = state["done"]
     return found
@@ -76,7 +69,6 @@ def _finish(
     partial: Path, key: str, done: dict[str, dict[str, Any]], stage: str, facts: dict[str, Any]
 ) -> None:
     files: dict[str, FileRecord] = record_files(partial)
-    files.pop(STAGES, None)
     done[stage] = {"files": {name: asdict(r) for name, r in files.items()}, "facts": facts}
     write_atomically(partial / STAGES, json.dumps({"key": key, "done": done}))
 
@@ -106,14 +98,3 @@ def _copy_components(partial: Path, source: Source, self_contained: bool, report
         save_bundle(
             target, vae=vae_coder.model, text_encoder=encoder.model, tokenizer=encoder.tokenizer
         )
-
-
-def put_in_place(partial: Path, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    (partial / STAGES).unlink()
-    if out.exists():
-        os.replace(out, old)
-    os.replace(partial, out)
-    shutil.rmtree(old, ignore_errors=True)

@@ -8,18 +8,18 @@ Also a transformer alone. Paths only; no tensors are read and torch is not impor
 """
 
 import hashlib
+import os
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.files import read_json
+from lumosx_rt.reference.files import hash_file, of_the_system, read_json
 
 COMPONENTS = ("transformer", "text_encoder", "tokenizer", "vae")
 _T5_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 _VAE_FILES = ("vae.pth", "Wan2.1_VAE.pth")
 _TORCH = (".pt", ".pth", ".bin")
-_READ_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,7 @@ class Component:
         total = hashlib.sha256()
         for file in sorted([*self.files, *([self.config] if self.config else [])]):
             total.update(f"{file.name}\n{file.stat().st_size}\n".encode())
-            with file.open("rb") as stream:
-                while block := stream.read(_READ_BYTES):
-                    total.update(block)
+            hash_file(total, file)
         return total.hexdigest()
 
 
@@ -84,15 +82,15 @@ _ACCEPTED = {
 
 
 def find_bundle(path: str | Path) -> Bundle:
-    """Recognise the layout at a path (docs/spec.md#checkpoints).
+    """Recognise the layout at a path (docs/spec.md#checkpoints). All paths in it are absolute.
 
     Raises LumosXError if nothing is found, or if it is not clear which file is meant.
     """
-    root = Path(path)
+    root = Path(path).absolute()  # or it would be lost when the program changes its folder
     if root.is_file():
         return Bundle("transformer", root, transformer=_weights_file(root))
     if not root.is_dir():
-        raise LumosXError(f"{root}: no such file or folder")
+        raise LumosXError(f"{path}: {_why_not_there(root)}")
     text_encoder = _first(root, "text_encoder", _T5_FILE)
     tokenizer = _tokenizer(root)
     vae = _first(root, "vae", *_VAE_FILES)
@@ -117,6 +115,20 @@ def find_bundle(path: str | Path) -> Bundle:
     return Bundle(kind, root, transformer, text_encoder, tokenizer, vae)
 
 
+def name_of(path: str | Path) -> str:
+    """Return what to call what is made of a checkpoint: its name, less a suffix of weights."""
+    root = Path(os.path.abspath(path))
+    suffixes = (".safetensors.index.json", ".safetensors", *_TORCH) if root.is_file() else ()
+    known = next((suffix for suffix in suffixes if root.name.endswith(suffix)), "")
+    return root.name.removesuffix(known) or "engine"
+
+
+def _why_not_there(path: Path) -> str:
+    if path.exists():
+        return "a pipe or a device; give a file of weights, or a folder"
+    return "no such file or folder" + (", only a link to one" if path.is_symlink() else "")
+
+
 def _first(root: Path, folder: str, *files: str) -> Component | None:
     if (root / folder).is_dir():
         return _weights_in(root / folder)
@@ -128,7 +140,7 @@ def _tokenizer(root: Path) -> Component | None:
     for name in ("tokenizer", "umt5-xxl", "google/umt5-xxl"):
         folder = root / name
         if folder.is_dir():
-            files = sorted(f for f in folder.iterdir() if f.is_file() and f.name[0] != ".")
+            files = sorted(f for f in folder.iterdir() if f.is_file() and not of_the_system(f.name))
             return Component(folder, "tokenizer", tuple(files))
     return None
 
@@ -139,12 +151,15 @@ def _weights_in(folder: Path, needed: bool = True) -> Component | None:
     for inner in (folder / "all", folder / "ema", folder / "model", folder):
         if (inner / ".metadata").is_file():
             files = (inner / ".metadata", *sorted(inner.glob("*.distcp")))
-            near = (inner / "config.json", folder / "config.json")
-            config = next((file for file in near if file.is_file()), None)
+            config = _described_by(inner) or _described_by(folder)
             return Component(inner, "dcp", files, config)
     for pattern in ("*.safetensors.index.json", "*.safetensors", "*.pt", "*.pth", "*.bin"):
         known = {_T5_FILE, *_VAE_FILES}
-        found = sorted(f for f in folder.glob(pattern) if f.is_file() and f.name not in known)
+        found = sorted(
+            f
+            for f in folder.glob(pattern)
+            if f.is_file() and f.name not in known and not of_the_system(f.name)
+        )
         if len(found) > 1:
             names = ", ".join(f.name for f in found[:8])
             raise LumosXError(f"{folder}: which of {names} is meant? Give the file itself")
@@ -158,10 +173,17 @@ def _weights_in(folder: Path, needed: bool = True) -> Component | None:
     return None
 
 
+def _described_by(folder: Path) -> Path | None:
+    """Return the config.json in a folder, if there is one. Raises LumosXError if it is no file."""
+    config = folder / "config.json"
+    if os.path.lexists(config) and not config.is_file():
+        raise LumosXError(f"{config} is no regular file, or a link to none; put the file there")
+    return config if config.is_file() else None
+
+
 def _weights_file(path: Path, described: bool = True) -> Component:
     """described: a config.json in the same folder is this file's."""
-    config = path.parent / "config.json"
-    about = config if described and config.is_file() else None
+    about = _described_by(path.parent) if described else None
     if path.name.endswith(".index.json"):
         index = read_json(path).get("weight_map")
         if not isinstance(index, dict) or not index:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lumosx_rt.reference.checkpoints.torch_zip import DTYPES, read_tensor
 from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.files import look_at, open_regular
 
 METADATA = ".metadata"
 ENTRIES = ("ema", "model")
@@ -194,6 +195,7 @@ def _entry(
         if name not in sizes:
             if not (folder / name).is_file():
                 raise LumosXError(f"its file {name} is missing")
+            look_at(folder / name, "weights", ("zip",))
             sizes[name] = (folder / name).stat().st_size
         start, length = _ints((info.offset, info.length))
         need = math.prod(extent) * dtype.itemsize
@@ -268,10 +270,10 @@ def _unpickle(path: Path) -> Any:
     """Read `.metadata` into inert records. Raises LumosXError for a name off the list."""
     if not path.is_file():
         raise LumosXError(f"{path.parent}: no {METADATA}, so not a distributed checkpoint")
-    if path.stat().st_size > _LIMIT_BYTES:
-        raise LumosXError(f"{path}: over {_LIMIT_BYTES} bytes, not read")
+    with open_regular(path, _LIMIT_BYTES, "metadata", empty=True) as file:
+        data = file.read(_LIMIT_BYTES)
     try:
-        return _Unpickler(io.BytesIO(path.read_bytes())).load()
+        return _Unpickler(io.BytesIO(data)).load()
     except Exception as error:  # a hostile pickle may raise anything
         raise LumosXError(
             f"{path}: refused at {type(error).__name__}: {str(error)[:200]}; only the records of a "

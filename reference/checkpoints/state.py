@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lumosx_rt.reference.checkpoints.torch_zip import DTYPES, read_torch_file
 from lumosx_rt.reference.errors import LumosXError, listing
-from lumosx_rt.reference.files import read_json
+from lumosx_rt.reference.files import look_at, read_json
 
 
 class State(Mapping[str, Tensor]):
@@ -124,6 +124,7 @@ def assign(model: nn.Module, state: State, tied: Mapping[str, str] | None = None
 
 
 def _open_safetensors(path: Path) -> State:
+    look_at(path, "weights", ("safetensors",))
     try:
         file: Any = safetensors.safe_open(str(path), framework="pt")
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.files import open_regular
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 NESTS = ("ema", "model", "model_state", "state_dict", "module")
@@ -48,7 +49,7 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
     A model's tensors may are at the top or under one of `NESTS`. Raises LumosXError for anything
     that is not a plain dictionary of dense tensors; nothing in the file is run.
     """
-    with path.open("rb") as file:
+    with open_regular(path, 1 << 62, "weights", ("zip",)) as file:
         check_archive(file, path.name)
     try:
         found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)

@@ -4,6 +4,7 @@ Sizes come from the shapes, names go through `keymaps`, models are built on the 
 take the tensors as they are: nothing is in memory twice, and no code of a checkpoint is run.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from lumosx_rt.reference.checkpoints.bundle import Component
 from lumosx_rt.reference.checkpoints.sizes import t5_sizes, vae_sizes
 from lumosx_rt.reference.checkpoints.state import State, assign, open_state
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.files import read_json
+from lumosx_rt.reference.files import open_regular, read_json
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -126,10 +127,9 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     file = folder / "tokenizer.json"
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise LumosXError(f"{folder}: no tokenizer.json (spiece.model alone is not enough)")
-    if file.stat().st_size > _TOKENIZER_LIMIT_BYTES:
-        raise LumosXError(f"{file}: over {_TOKENIZER_LIMIT_BYTES} bytes, not read")
+    open_regular(file, _TOKENIZER_LIMIT_BYTES, "tokenizer", ("json",)).close()
     build: Any = PreTrainedTokenizerFast
     try:
         inner = Tokenizer.from_file(str(file))

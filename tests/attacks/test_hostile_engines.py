@@ -97,12 +97,36 @@ def test_reports_may_come_and_change(tmp_path):
     assert "transformer/report.md is not listed" in damage_of(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["extra.onnx", ".hidden", "components/vae/x", "MANIFEST.json"])
+UNLISTED = ["extra.onnx", "components/vae/x", "MANIFEST.json", "transformer/README.md"]
+UNLISTED += [".hidden.so", "README.py", ".cache/x.pkl", "__MACOSX/a.pt"]  # code, wherever it hides
+
+
+@pytest.mark.parametrize("name", UNLISTED)
 def test_an_unlisted_file_is_refused(tmp_path, name):
     path = engine(tmp_path) / name
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True, parents=True)
     path.write_bytes(b"")
-    assert f"{name} is not listed" in damage_of(tmp_path)
+    text = damage_of(tmp_path)
+    assert f"{name} is not listed" in text and "--force" not in text and "remove" in text
+
+
+BESIDE = [
+    ".DS_Store", "Thumbs.db", "desktop.ini", "Icon\r", "~$engine.docx", "@eaDir/x@SynoEAStream",
+    "__MACOSX/transformer/._model.onnx", ".ipynb_checkpoints/report-checkpoint.md",
+    ".gitattributes", ".git/HEAD", ".cache/huggingface/x.metadata", "README.md", "README",
+    "LICENSE.txt",
+    "transformer/.DS_Store", "transformer/._model.onnx", "stages.json",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_systems_and_hubs_put_beside_is_ignored(tmp_path, name):
+    manifest = read_manifest(engine(tmp_path))
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_bytes(b"x")
+    check_files(tmp_path, manifest)
+    assert record_files(tmp_path) == manifest.files  # nor is it recorded
 
 
 @pytest.mark.parametrize("hashes", [True, False])
@@ -126,30 +150,44 @@ def test_a_changed_byte_is_found_by_its_hash(tmp_path, place):
     check_files(tmp_path, manifest, hashes=False)
 
 
-def test_links_are_refused_even_to_the_right_content(tmp_path):
-    outside = tmp_path / "outside"
-    for kind in ("file", "folder", "dangling", "inside"):
-        root = engine(tmp_path / kind)
-        if kind == "folder":
-            (root / "transformer").rename(outside)
-            (root / "transformer").symlink_to(outside)
-        else:
-            target = {
-                "file": outside / "model.onnx.data",
-                "dangling": tmp_path / "nowhere",
-                "inside": root / "copy",
-            }[kind]
-            target.parent.mkdir(exist_ok=True)
-            (root / DATA).rename(target)
-            (root / DATA).symlink_to(target)
-            if kind == "dangling":
-                target.unlink()
-        text = damage_of(root)
-        assert re.search(r"transformer(/model\.onnx\.data)? is (a link|not listed)", text), kind
-        for path in sorted(outside.glob("*")) if outside.exists() else []:
-            path.unlink()
-        if outside.exists():
-            outside.rmdir()
+def linked(tmp_path: Path, kind: str) -> Path:
+    """An engine with one file, or one folder, that lies elsewhere."""
+    root, blobs = engine(tmp_path / kind), tmp_path / "blobs"
+    name = "transformer" if kind == "folder" else DATA
+    target = root / ".blob" if kind == "inside" else blobs / kind
+    target.parent.mkdir(exist_ok=True)
+    (root / name).rename(target)
+    (root / name).symlink_to(target)
+    if kind == "dangling":
+        target.unlink()
+    return root
+
+
+@pytest.mark.parametrize("kind", ["file", "inside"])
+def test_a_link_is_accepted_where_its_content_is_compared(tmp_path, kind):
+    root = linked(tmp_path, kind)
+    manifest = read_manifest(root)
+    check_files(root, manifest)
+    text = refusal(check_files, root, manifest, hashes=False)
+    assert f"{DATA} is a link" in text and "cp -rL" in text and "--force" not in text
+    content = bytearray(CONTENT[DATA])
+    content[7] ^= 1
+    (root / DATA).write_bytes(content)
+    assert f"{DATA} differs" in damage_of(root)
+
+
+@pytest.mark.parametrize("kind", ["folder", "dangling"])
+def test_other_links_are_refused(tmp_path, kind):
+    text = damage_of(linked(tmp_path, kind))
+    assert re.search(r"transformer(/model\.onnx\.data)? is a link", text)
+    assert "cp -rL" in text and "--force" not in text
+
+
+def test_a_pointer_is_named_in_place_of_the_file(tmp_path):
+    root = engine(tmp_path)
+    (root / DATA).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 9\n")
+    text = damage_of(root)
+    assert f"{DATA} is a git-lfs pointer" in text and "--force" not in text
 
 
 def test_an_engine_may_be_reached_through_a_link(tmp_path):
@@ -158,17 +196,25 @@ def test_an_engine_may_be_reached_through_a_link(tmp_path):
     check_files(tmp_path / "link", read_manifest(tmp_path / "link"))
 
 
-def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
-    raw = entries()
-    raw["files"]["pipe"] = {"sha256": hashlib.sha256(b"").hexdigest(), "bytes": 0}
-    os.mkfifo(engine(tmp_path, raw) / "pipe")
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_no_file_of_an_engine_is_waited_for(tmp_path, kind):
+    """Each is made a pipe, or a link to a device without an end; all in one process."""
+    names = [*CONTENT, "manifest.json", "report.json", "report.md", "strange"]
+    for number, name in enumerate(names):
+        path = engine(tmp_path / str(number)) / name
+        path.unlink(missing_ok=True)
+        os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
     code = (
-        "import sys; from pathlib import Path; from lumosx_rt.artifact.manifest import *; "
-        "folder = Path(sys.argv[1]); check_files(folder, read_manifest(folder))"
+        "import sys; from pathlib import Path; from lumosx_rt.artifact.manifest import *\n"
+        "from lumosx_rt.artifact.report import read_report\n"
+        "from lumosx_rt.reference.errors import LumosXError\n"
+        "for folder in sorted(Path(sys.argv[1]).iterdir()):\n"
+        "  read_report(folder)\n  try: check_files(folder, read_manifest(folder))\n"
+        "  except LumosXError as error: print('refused')"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    assert "LumosXError" in done.stderr and "pipe" in done.stderr
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["refused"] * len(names), done.stderr
 
 
 def test_everything_wrong_with_the_files_comes_at_once(tmp_path):
