@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from lumosx_rt.builder.train import train as train
     from lumosx_rt.calibration.calibration_file import Calibration as Calibration
     from lumosx_rt.parity.verify import verify as verify
+    from lumosx_rt.reference.errors import BadInput as BadInput
     from lumosx_rt.reference.errors import Flat as Flat
     from lumosx_rt.reference.errors import LumosXError as LumosXError
     from lumosx_rt.reference.errors import NotFinite as NotFinite
+    from lumosx_rt.reference.errors import TooLittleMemory as TooLittleMemory
+    from lumosx_rt.reference.errors import Unsupported as Unsupported
     from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout as SceneLayout
     from lumosx_rt.reference.sampling.memory_plan import MemoryPlan as MemoryPlan
     from lumosx_rt.reference.sampling.request import Request as Request
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     from lumosx_rt.runtime.video import Video as Video
 
 _HOMES = {
+    "BadInput": "reference.errors",
     "Calibration": "calibration.calibration_file",
     "Engine": "runtime.engine",
     "Event": "runtime.streaming",
@@ -62,6 +66,8 @@ _HOMES = {
     "Service": "runtime.service",
     "Stage": "reference.training.recipe",
     "Subject": "reference.scenes.scene",
+    "TooLittleMemory": "reference.errors",
+    "Unsupported": "reference.errors",
     "Video": "runtime.video",
     "VideoSize": "reference.scenes.video_size",
     "benchmark": "bench.run",

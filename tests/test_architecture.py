@@ -51,6 +51,7 @@ ORDER = (
     "backends.tensorrt_rtx",
     "backends",  # their table
     "runtime",  # a request on an engine
+    "diffusers",  # the same, as users of diffusers call it
     "builder",
     "parity",  # is it the same video?
     "bench.common",

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -33,7 +32,7 @@ from lumosx_rt.reference.sampling.schedules import RELEASED
 from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy
 from lumosx_rt.reference.sampling.solvers import Edit, SamplerState
 from lumosx_rt.reference.scenes.prepared import prepare_scene
-from lumosx_rt.reference.scenes.scene import Scene
+from lumosx_rt.reference.scenes.scene import Scene, scene_of
 from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.scenes.words import NEGATIVE_PROMPT, check_text
 from lumosx_rt.runtime import diagnosis, memory
@@ -418,31 +417,6 @@ class Engine:
     @cached_property
     def vae(self) -> VideoAutoencoder:
         return RememberingVae(load_vae(self.components), self.remembered)
-
-
-def scene_of(given: Any) -> Scene:
-    """Take a scene as people give it: a `Scene`, a path, or a prompt as plain text.
-
-    A text is a prompt if it has a space in it and nothing lies there, nor a folder that it could
-    lie in. Raises LumosXError.
-    """
-    if isinstance(given, Scene):
-        return given
-    if isinstance(given, str) and re.search(r"\s", given.strip()):
-        path = Path(given) if "\0" not in given else None
-        try:
-            lies = path is not None and (
-                path.exists() or (path.parent != Path(".") and path.parent.is_dir())
-            )
-        except OSError:  # longer than a path can be
-            lies = False
-        return Scene.load(given) if lies else Scene.from_prompt(given)
-    if isinstance(given, str | os.PathLike):
-        return Scene.load(given)
-    raise LumosXError(
-        f"scene: got {given!r:.60}, accepted are an rt.Scene, the path of a prompt folder or a "
-        "scene.toml, or a prompt as plain text"
-    )
 
 
 def _alone(edit: Edit) -> Edit:

@@ -320,6 +320,31 @@ class Scene:
         return replace(cls(**entries), **policy)
 
 
+def scene_of(given: Any) -> Scene:
+    """Take a scene as people give it: a `Scene`, a path, or a prompt as plain text.
+
+    A text is a prompt if it has a space in it and nothing lies there, nor a folder that it could
+    lie in. Raises LumosXError.
+    """
+    if isinstance(given, Scene):
+        return given
+    if isinstance(given, str) and re.search(r"\s", given.strip()):
+        path = Path(given) if "\0" not in given else None
+        try:
+            lies = path is not None and (
+                path.exists() or (path.parent != Path(".") and path.parent.is_dir())
+            )
+        except OSError:  # longer than a path can be
+            lies = False
+        return Scene.load(given) if lies else Scene.from_prompt(given)
+    if isinstance(given, str | os.PathLike):
+        return Scene.load(given)
+    raise LumosXError(
+        f"scene: got {given!r:.60}, accepted are an rt.Scene, the path of a prompt folder or a "
+        "scene.toml, or a prompt as plain text"
+    )
+
+
 def _stands_in(word: str, text: str) -> bool:
     """Tell whether `word` stands in `text` as whole words."""
     return bool(re.search(f"(?<!{_LETTER}){re.escape(word)}(?!{_LETTER})", text))
