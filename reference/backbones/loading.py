@@ -5,8 +5,11 @@ or read one at a time from distributed checkpoints, so a model is never in memor
 a checkpoint is run.
 """
 
+import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,18 +18,11 @@ from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.checkpoints import key_names as keymaps
 from lumosx_rt.reference.checkpoints.bundle import Bundle, Component, find_bundle
-from lumosx_rt.reference.checkpoints.state import State, assign, open_state
-from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.files import read_json
-
-if TYPE_CHECKING:
-    pass
-import re
-from collections.abc import Mapping
-from dataclasses import replace
-
 from lumosx_rt.reference.checkpoints.sizes import Shapes, _most, count_blocks
-from lumosx_rt.reference.errors import listing
+from lumosx_rt.reference.checkpoints.state import State, assign, open_state
+from lumosx_rt.reference.checkpoints.wrappers import in_common, must_be, unwrapped
+from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.files import read_json
 
 
 def load_state(path: str | Path) -> dict[str, Tensor]:
@@ -61,8 +57,10 @@ def load_transformer(
     bundle = source if isinstance(source, Bundle) else find_bundle(source)
     part = bundle.require("transformer")
     state = _transformer_state(part)
+    must_be(state, "transformer")
     if config is None:
         about = read_json(part.config) if part.config else None
+        _check_sizes(state)
         config = transformer_config(state.shapes, about)
     with torch.device("meta"):
         model = LumosX(config, dtype)
@@ -71,10 +69,21 @@ def load_transformer(
 
 
 def _transformer_state(part: Component) -> State:
-    state = open_state(part.path)
+    state = open_state(part.path).renamed(lambda name: None if "freqs" in name else name)
+    state = unwrapped(state, "transformer")
     if "condition_embedder.time_proj.weight" in state.shapes:
         state = state.renamed(keymaps.transformer_from_diffusers)
-    return state.renamed(lambda name: None if "freqs" in name else name)
+    return state
+
+
+def _check_sizes(state: State) -> None:
+    """Refuse weights that do not tell how large their model is; a default one is not theirs."""
+    blocks = count_blocks(state.shapes, r"blocks\.(\d+)\.")
+    if not blocks or not _width(state.shapes):
+        raise LumosXError(
+            f"{state.source}: not the weights of a whole transformer: {in_common(state.shapes)}; "
+            f"they have {blocks} blocks, and tell {'a' if _width(state.shapes) else 'no'} width"
+        )
 
 
 RELEASED_HEAD_DIM = 128  # of every released Wan2.1 and LumosX transformer
@@ -89,14 +98,7 @@ def transformer_config(shapes: Shapes, described: Mapping[str, Any] | None = Non
     """
     default = LumosXConfig()
     found = {
-        "dim": _most(
-            shapes,
-            (r"patch_embedding\.(weight|bias)", 0),
-            (r"text_embedding\.2\.(weight|bias)", 0),
-            (r"time_embedding\.2\.(weight|bias)", 0),
-            (r"head\.modulation", 2),
-            (r"blocks\.\d+\.modulation", 2),
-        ),
+        "dim": _width(shapes),
         "in_dim": _most(shapes, (r"patch_embedding\.weight", 1)),
         "ffn_dim": _most(shapes, (r"blocks\.\d+\.ffn\.0\.(weight|bias)", 0)),
         "text_dim": _most(shapes, (r"text_embedding\.0\.weight", 1)),
@@ -122,6 +124,17 @@ def transformer_config(shapes: Shapes, described: Mapping[str, Any] | None = Non
         **about,
         qk_norm=any(re.fullmatch(r"blocks\.\d+\.\w+\.norm_[qk]\.weight", k) for k in shapes),
         cross_attn_norm=any(re.fullmatch(r"blocks\.\d+\.norm3\.weight", k) for k in shapes),
+    )
+
+
+def _width(shapes: Shapes) -> int | None:
+    return _most(
+        shapes,
+        (r"patch_embedding\.(weight|bias)", 0),
+        (r"text_embedding\.2\.(weight|bias)", 0),
+        (r"time_embedding\.2\.(weight|bias)", 0),
+        (r"head\.modulation", 2),
+        (r"blocks\.\d+\.modulation", 2),
     )
 
 

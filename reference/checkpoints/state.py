@@ -13,7 +13,7 @@ import safetensors
 from torch import Tensor, nn
 
 from lumosx_rt.reference.checkpoints.torch_zip import DTYPES, read_torch_file
-from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.errors import MOST_LISTED, LumosXError, listing
 from lumosx_rt.reference.files import look_at, read_json
 
 
@@ -98,16 +98,12 @@ def assign(model: nn.Module, state: State, tied: Mapping[str, str] | None = None
 
     tied: parameters that are another one under a second name, which need not be in the state.
     A tensor of the right dtype is taken as it is (memory-mapped where the file is), others are
-    cast one at a time. Raises one LumosXError naming every missing, unexpected, wrongly shaped or
-    wrongly stored key.
+    cast one at a time. Raises one LumosXError naming the missing, unexpected, wrongly shaped or
+    wrongly stored keys; where these are many, some of each kind.
     """
     tied = tied or {}
     wanted = {key: place for key, place in model.state_dict().items() if key not in tied}
-    problems = [f"{key} is missing" for key in wanted if key not in state.shapes]
-    problems += [f"{key} is unexpected" for key in state.shapes if key not in wanted]
-    for key, shape in state.shapes.items():
-        if key in wanted and shape != tuple(wanted[key].shape):
-            problems.append(f"{key} has shape {list(shape)}, not {list(wanted[key].shape)}")
+    problems = _key_problems({key: tuple(t.shape) for key, t in wanted.items()}, state.shapes)
     if problems:
         raise LumosXError(listing(state.source, problems))
     filled: dict[str, Tensor] = {}
@@ -121,6 +117,38 @@ def assign(model: nn.Module, state: State, tied: Mapping[str, str] | None = None
         raise LumosXError(listing(state.source, problems))
     filled |= {key: filled[other] for key, other in tied.items()}
     model.load_state_dict(filled, assign=True)
+
+
+def _key_problems(
+    wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """List every key that does not fit; where many are of a kind, how many, and some of them."""
+    missing = {key: f"{key} is missing" for key in wanted if key not in given}
+    strange = {key: f"{key} is unexpected" for key in given if key not in wanted}
+    shaped = {
+        key: f"{key} has shape {list(given[key])}, not {list(wanted[key])}"
+        for key in given
+        if key in wanted and given[key] != wanted[key]
+    }
+    kinds = [
+        (missing, f"of {len(wanted)} keys are missing"),
+        (strange, f"of {len(given)} keys are unexpected"),
+        (shaped, f"of {len(given)} keys have another shape"),
+    ]
+    kinds = sorted((kind for kind in kinds if kind[0]), key=lambda kind: len(kind[0]))
+    problems: list[str] = []
+    for problem_of, said in kinds:
+        most = MOST_LISTED // len(kinds)
+        if len(problem_of) <= most:
+            problems += problem_of.values()
+        else:
+            problems.append(f"{len(problem_of)} {said}: {_some(list(problem_of), most)}")
+    return problems
+
+
+def _some(keys: list[str], most: int) -> str:
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more
 
 
 def _open_safetensors(path: Path) -> State:

@@ -143,13 +143,20 @@ def _unnest(found: Any, path: Path) -> dict[str, Tensor]:
         strangers = [str(k) for k, v in found.items() if not isinstance(v, Tensor)]
         if found and not strangers:
             return {str(name): tensor.detach() for name, tensor in found.items()}
-        inner = next((found[n] for n in NESTS if isinstance(found.get(n), dict)), None)
-        if inner is None:
+        inner = [found[n] for n in NESTS if isinstance(found.get(n), dict)]
+        inner = inner or [part for part in found.values() if _is_model(part)]
+        if not inner or (len(inner) > 1 and not set(NESTS) & found.keys()):
             break
-        found = inner
+        found = inner[0]
     raise LumosXError(
         f"{path}: entries that are not tensors: {', '.join(sorted(strangers)[:20]) or 'none'}; "
-        f"accepted are a dict of tensors, or one under {', '.join(NESTS)}"
+        f"accepted are a dict of tensors, one under {', '.join(NESTS)}, or the only one in the file"
+    )
+
+
+def _is_model(part: Any) -> bool:
+    return (
+        isinstance(part, dict) and bool(part) and all(isinstance(t, Tensor) for t in part.values())
     )
 
 

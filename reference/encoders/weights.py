@@ -16,6 +16,7 @@ from lumosx_rt.reference.checkpoints import key_names as keymaps
 from lumosx_rt.reference.checkpoints.bundle import Component
 from lumosx_rt.reference.checkpoints.sizes import t5_sizes, vae_sizes
 from lumosx_rt.reference.checkpoints.state import State, assign, open_state
+from lumosx_rt.reference.checkpoints.wrappers import must_be, unwrapped
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import open_regular, read_json
 
@@ -49,7 +50,7 @@ def t5_from_wan(
 
 def load_t5(part: Component, dtype: torch.dtype | None = None) -> "UMT5EncoderModel":
     """Return the UMT5 encoder of a bundle, in Wan2.1's or transformers' names."""
-    state = open_state(part.path)
+    state = must_be(unwrapped(open_state(part.path), "text encoder"), "text encoder")
     if "token_embedding.weight" in state.shapes:
         return t5_from_wan(state, dtype=dtype)
     if "shared.weight" not in state.shapes:  # tied, and saved under its other name only
@@ -88,7 +89,7 @@ def vae_from_wan(
 
 def autoencoder_state(part: Component) -> State:
     """A VAE's tensors in Wan2.1 names, from a file in these names or in diffusers'."""
-    state = open_state(part.path)
+    state = unwrapped(open_state(part.path), "VAE")
     if _in_wan_names(state):
         return state
     blocks = sum(f"decoder.up_blocks.0.resnets.{i}.conv1.weight" in state for i in range(99)) - 1
@@ -101,7 +102,7 @@ def _in_wan_names(state: State) -> bool:
 
 def load_autoencoder(part: Component, dtype: torch.dtype | None = None) -> "AutoencoderKLWan":
     """Return the VAE of a bundle, in Wan2.1's or diffusers' names."""
-    stored = open_state(part.path)
+    stored = must_be(unwrapped(open_state(part.path), "VAE"), "VAE")
     if _in_wan_names(stored):
         return vae_from_wan(stored, dtype=dtype)
     about = read_json(part.config) if part.config else {}
