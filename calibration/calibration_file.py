@@ -26,7 +26,7 @@ from lumosx_rt.kernels.qdq import scale_of
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError, listing
-from lumosx_rt.reference.files import replacing
+from lumosx_rt.reference.files import read_json, write_atomically
 
 if TYPE_CHECKING:
     from lumosx_rt.calibration.simulate import Simulation
@@ -122,8 +122,7 @@ class Calibration:
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all."""
         text = json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False)
-        with replacing(path) as temporary:
-            temporary.write_text(text + "\n", "utf-8")
+        write_atomically(path, text + "\n")
 
 
 def scales_of(name: str, amax: dict[str, list[float | None]], scheme: Scheme) -> dict[str, float]:
@@ -133,13 +132,10 @@ def scales_of(name: str, amax: dict[str, list[float | None]], scheme: Scheme) ->
 
 def read_calibration(path: Path) -> Calibration:
     """Read and check a calibration. Raises one LumosXError naming everything that is wrong."""
-    try:
-        if path.stat().st_size > LIMIT_BYTES:
-            raise LumosXError(f"{path}: larger than any calibration ({LIMIT_BYTES} bytes)")
-        raw = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise LumosXError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(raw, dict) or type(raw.get("format")) is not int or raw["format"] < 1:
+    if path.is_file() and path.stat().st_size > LIMIT_BYTES:
+        raise LumosXError(f"{path}: larger than any calibration ({LIMIT_BYTES} bytes)")
+    raw = read_json(path, LIMIT_BYTES)
+    if type(raw.get("format")) is not int or raw["format"] < 1:
         raise LumosXError(f"{path}: no calibration, it has no positive integer `format`")
     if raw["format"] > FORMAT:
         raise LumosXError(

@@ -228,17 +228,31 @@ def try_place(out: Path) -> None:
     A file is really written, and the place really tried to be renamed over: permissions do not
     tell of disks that are full, mounted read-only, or mounted there. Raises LumosXError.
     """
-    folder = nearest_folder(out)
+    with _tried(nearest_folder(out), out) as empty:
+        if out.is_dir():
+            _try_rename(empty, out)
+
+
+def try_folder(folder: Path) -> None:
+    """Refuse a folder that nothing can be written into, as `try_place` does; it is not renamed."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise LumosXError(f"{folder} is a file, not a folder; choose another place")
+    with _tried(folder if folder.is_dir() else nearest_folder(folder), folder):
+        pass
+
+
+@contextmanager
+def _tried(inside: Path, out: Path) -> Iterator[Path]:
+    """Write a file, and yield an empty folder, which is removed."""
     try:
-        tried = Path(tempfile.mkdtemp(".probe", f".{out.name:.100}.", folder))
+        tried = Path(tempfile.mkdtemp(".probe", f".{out.name:.100}.", inside))
         try:
             with (tried / "file").open("wb") as file:
                 file.write(bytes(1 << 12))
                 file.flush()
                 os.fsync(file.fileno())
             (tried / "file").unlink()
-            if out.is_dir():
-                _try_rename(tried, out)
+            yield tried
         finally:
             remove(tried)
     except OSError as error:
@@ -246,7 +260,7 @@ def try_place(out: Path) -> None:
         if error.errno in (errno.EBUSY, errno.EXDEV):
             reason = "it is mounted there, so nothing can take its place; give a folder inside it"
         raise LumosXError(
-            f"{out}: cannot be written in {folder} ({reason}); choose another place"
+            f"{out}: cannot be written in {inside} ({reason}); choose another place"
         ) from error
 
 

@@ -3,9 +3,8 @@
 import os
 from pathlib import Path
 
-from lumosx_rt.artifact.manifest import check_files, is_engine, read_manifest
+from lumosx_rt.artifact.manifest import STAGES, check_files, is_engine, read_manifest
 from lumosx_rt.backends.common.compiler import Compiler
-from lumosx_rt.builder.stages import STAGES
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import move_folder, try_place
 

@@ -20,6 +20,7 @@ from lumosx_rt.reference.backbones.config import PATCH, LumosXConfig
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.checkpoints import key_names as keymaps
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.files import move_folder, place_of, try_place, write_atomically
 from lumosx_rt.reference.mechanisms.lumosx.layout import ROPE_TABLE
 
 if TYPE_CHECKING:
@@ -44,12 +45,12 @@ def save_bundle(
     diffusers' own classes open the folders; `transformer/config.json` has two entries more, the
     text length and the MCAM strength. defaults: sizes and sampling for requests that say nothing,
     kept in defaults.json. half: matrices of transformer and VAE are stored in float16 (diffusers
-    layout only). The folder appears under its name when it is complete.
+    layout only). The folder appears under its name when it is complete, where a link there leads.
     Raises LumosXError if the path is taken, the disk is too small, or a number too large for half.
     """
-    path = Path(path)
-    if path.exists() and (path.is_file() or any(path.iterdir())):
-        raise LumosXError(f"{path}: already exists; give a new name, or remove it")
+    path = place_of(path)
+    _check_free(path)
+    try_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     models = [cast(Any, model) for model in (transformer, vae, text_encoder) if model is not None]
     needed = sum(t.numel() * t.element_size() for m in models for t in m.state_dict().values())
@@ -65,7 +66,13 @@ def save_bundle(
             _write_diffusers(folder, transformer, vae, text_encoder, tokenizer, half)
         if defaults is not None:
             _write_json(folder / "defaults.json", defaults)
-        os.replace(folder, path)
+        _check_free(path)
+        move_folder(folder, path)
+
+
+def _check_free(path: Path) -> None:
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise LumosXError(f"{path}: already exists; give a new name, or remove it")
 
 
 def _write_diffusers(
@@ -187,4 +194,4 @@ def _diffusers_config(config: LumosXConfig) -> dict[str, Any]:
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+    write_atomically(path, json.dumps(values, indent=2) + "\n")

@@ -22,7 +22,15 @@ from torch import Tensor
 from lumosx_rt.reference.encoders.umt5 import TextEncoder, load_text_encoder
 from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder, load_vae
 from lumosx_rt.reference.errors import LumosXError, listing
-from lumosx_rt.reference.files import read_json, replacing
+from lumosx_rt.reference.files import (
+    held,
+    look_at,
+    place_of,
+    read_json,
+    replacing,
+    try_folder,
+    write_atomically,
+)
 from lumosx_rt.reference.mechanisms.lumosx.binding import word_masks
 from lumosx_rt.reference.scenes.images import to_unit
 from lumosx_rt.reference.scenes.scene import Scene
@@ -58,7 +66,7 @@ class LatentCache:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         """Open what `build_cache` made. Raises LumosXError if it is not there or not finished."""
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()
         if not (self.folder / INDEX_FILE).is_file():
             raise LumosXError(f"latent cache '{self.folder}': not there; build it first")
         index = read_json(self.folder / INDEX_FILE)
@@ -77,6 +85,7 @@ class LatentCache:
                 f"latent cache '{self.folder}': {missing} of {len(shards)} shards are missing; "
                 "build it again, it goes on where it was"
             )
+        look_at(self.folder / NULL_FILE, "latents", ("safetensors",))
         self.null_text = load_file(self.folder / NULL_FILE)["text"]
         self._examples = [e for shard in shards for e in _read_shard(shard)]
 
@@ -133,7 +142,7 @@ def build_cache(
     LumosXError for a folder that holds another cache, and for examples that are not of `size` or
     whose words bind nothing.
     """
-    folder = Path(folder)
+    folder = place_of(folder)
     made_of = {
         "source": source.fingerprint,
         "size": asdict(size),
@@ -147,30 +156,41 @@ def build_cache(
         "shard_examples": shard_examples,
     }
     index = {"format": FORMAT, "examples": len(source), "made_of": made_of}
-    if (folder / INDEX_FILE).exists():
-        found = read_json(folder / INDEX_FILE)
-        if found != index:
-            old = found.get("made_of", {})
-            changed = [name for name, value in made_of.items() if old.get(name) != value]
-            raise LumosXError(
-                f"latent cache '{folder}' was made with another "
-                f"{', '.join(changed) or 'format'}; remove it, or give another folder"
-            )
-    else:
-        null = text_encoder.encode(NEGATIVE_PROMPT)[: _real_tokens(text_encoder, NEGATIVE_PROMPT)]
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / NULL_FILE) as file:
-            save_file({"text": null.cpu().half().contiguous()}, file)
-        with replacing(folder / INDEX_FILE) as file:
-            file.write_text(json.dumps(index, indent=2) + "\n", "utf-8")
-    shards = _shards(folder, len(source), shard_examples)
     job = _Job(folder, source, size, text_encoder, vae, variants, strength, shard_examples)
-    todo = [k for k, shard in enumerate(shards) if not shard.is_file()]
-    done = len(source) - sum(len(job.numbers(k)) for k in todo)
-    for k in _carried_out(job, todo, processes):
-        done += len(job.numbers(k))
-        progress(done, len(source))
+    if os.path.lexists(folder / INDEX_FILE):
+        _must_be(folder, index)
+        if not job.todo():
+            return LatentCache(folder)  # without a lock: it is only read
+    with held(folder, "build of latents"):
+        try_folder(folder)
+        if not os.path.lexists(folder / INDEX_FILE):
+            _begin(folder, index, text_encoder)
+        todo = job.todo()
+        done = len(source) - sum(len(job.numbers(k)) for k in todo)
+        for k in _carried_out(job, todo, processes):
+            done += len(job.numbers(k))
+            progress(done, len(source))
     return LatentCache(folder)
+
+
+def _must_be(folder: Path, index: dict[str, Any]) -> None:
+    """Raise LumosXError for a folder that holds another cache."""
+    found = read_json(folder / INDEX_FILE)
+    if found != index:
+        old = found.get("made_of", {})
+        changed = [name for name, value in index["made_of"].items() if old.get(name) != value]
+        raise LumosXError(
+            f"latent cache '{folder}' was made with another "
+            f"{', '.join(changed) or 'format'}; remove it, or give another folder"
+        )
+
+
+def _begin(folder: Path, index: dict[str, Any], text_encoder: TextEncoder) -> None:
+    null = text_encoder.encode(NEGATIVE_PROMPT)[: _real_tokens(text_encoder, NEGATIVE_PROMPT)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / NULL_FILE) as file:
+        save_file({"text": null.cpu().half().contiguous()}, file)
+    write_atomically(folder / INDEX_FILE, json.dumps(index, indent=2) + "\n")
 
 
 def prepare_caches(
@@ -225,6 +245,11 @@ class _Job:
         """Return the examples of a shard."""
         start = k * self.shard_examples
         return range(start, min(start + self.shard_examples, len(self.source)))
+
+    def todo(self) -> list[int]:
+        """Return the shards that are not there yet."""
+        shards = _shards(self.folder, len(self.source), self.shard_examples)
+        return [k for k, shard in enumerate(shards) if not shard.is_file()]
 
     def write(self, k: int) -> int:
         tensors = {
@@ -326,6 +351,7 @@ def _shards(folder: Path, examples: int, shard_examples: int) -> list[Path]:
 
 
 def _read_shard(path: Path) -> list[Example]:
+    look_at(path, "latents", ("safetensors",))
     tensors = load_file(path)
     numbers = sorted({int(name.split(".")[0]) for name in tensors})
     examples = []

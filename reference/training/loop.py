@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,15 @@ from torch import Tensor, nn
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError, listing
-from lumosx_rt.reference.files import replacing
+from lumosx_rt.reference.files import (
+    held,
+    look_at,
+    open_regular,
+    place_of,
+    replacing,
+    try_folder,
+    write_atomically,
+)
 from lumosx_rt.reference.packages import require
 from lumosx_rt.reference.sampling.flow import training_loss
 from lumosx_rt.reference.training.batches import Batch, batch_at
@@ -38,6 +46,7 @@ from lumosx_rt.reference.training.recipe import Recipe
 
 STATE_FILE = "state.safetensors"
 METRICS_FILE = "metrics.jsonl"
+METRICS_LIMIT_BYTES = 1 << 30
 LOSS_MEMORY = 0.98  # of the smoothed loss
 MEASURED_STEPS = 3  # before a remaining time is told
 
@@ -74,61 +83,77 @@ def train(
     another recipe's run (or any run, without `resume`), caches that do not fit the recipe, too
     little memory, and a loss that is not finite.
     """
-    folder = Path(folder)
+    folder = place_of(folder)
     with _processes(device) as crew:
-        if not resume and (folder / STATE_FILE).exists():
-            raise LumosXError(f"'{folder}' holds a run already; resume it, or give a new folder")
-        if caches is None:
-            with crew.main_first():
-                caches = prepare_caches(recipe, folder / "cache")
-        _must_fit(recipe, caches)
-        references = max(max(caches[name].buckets) for name in recipe.sources)
-        plan(recipe, references, crew.device, crew.count).must_fit()
-
-        run = _Run(recipe, crew.device)
-        if (folder / STATE_FILE).exists():
-            run.load(folder / STATE_FILE)
-        crew.wait()  # nobody may write before all have read
-        model = crew.wrapped(run.model)
-        metrics = _Metrics(folder / METRICS_FILE, run.step) if crew.is_main else None
-        started, first = time.perf_counter(), run.step
-        before = started
-        with closing(_batches(recipe, caches, run.step, crew)) as batches:
-            for step, batch in batches:
-                loss = batch_loss(model, batch.to(crew.device)).mean()
-                loss.backward()
-                norm = float(nn.utils.clip_grad_norm_(run.model.parameters(), recipe.grad_clip))
-                value = crew.mean(loss.detach())
-                if not (math.isfinite(value) and math.isfinite(norm)):
-                    raise LumosXError(
-                        f"training: at step {step} the loss is {value} and the gradient's norm "
-                        f"{norm}; lower the learning rate or grad_clip, and go on from the last "
-                        "checkpoint"
-                    )
-                rate = recipe.learning_rate(step)
-                run.change(rate, value)
-                last = run.step == recipe.steps
-                if crew.is_main and (last or run.step % recipe.save_every == 0):
-                    run.save(folder / STATE_FILE)
-                if metrics is not None:
-                    now, done = time.perf_counter(), run.step - first
-                    left = (recipe.steps - run.step) * (now - started) / done
-                    finished = TrainingStep(
-                        step,
-                        recipe.steps,
-                        recipe.stage_at(step).name,
-                        value,
-                        run.loss_ema,
-                        rate,
-                        norm,
-                        now - before,
-                        crew.count * batch.tokens / (now - before),
-                        left if done >= MEASURED_STEPS else None,
-                    )
-                    before = now
-                    metrics.add(finished, last or step == 0 or run.step % recipe.log_every == 0)
-                    progress(finished)
+        with held(folder, "training") if crew.is_main else nullcontext():
+            run = _trained(recipe, folder, caches, crew, resume, progress)
         return run.averaged()
+
+
+def _trained(
+    recipe: Recipe,
+    folder: Path,
+    caches: Mapping[str, LatentCache] | None,
+    crew: "_Crew",
+    resume: bool,
+    progress: Callable[[TrainingStep], None],
+) -> "_Run":
+    """Train in a folder that is held, up to the recipe's last step."""
+    if crew.is_main:
+        try_folder(folder)
+    if not resume and (folder / STATE_FILE).exists():
+        raise LumosXError(f"'{folder}' holds a run already; resume it, or give a new folder")
+    if caches is None:
+        with crew.main_first():
+            caches = prepare_caches(recipe, folder / "cache")
+    _must_fit(recipe, caches)
+    references = max(max(caches[name].buckets) for name in recipe.sources)
+    plan(recipe, references, crew.device, crew.count).must_fit()
+
+    run = _Run(recipe, crew.device)
+    if (folder / STATE_FILE).exists():
+        run.load(folder / STATE_FILE)
+    crew.wait()  # nobody may write before all have read
+    model = crew.wrapped(run.model)
+    metrics = _Metrics(folder / METRICS_FILE, run.step) if crew.is_main else None
+    started, first = time.perf_counter(), run.step
+    before = started
+    with closing(_batches(recipe, caches, run.step, crew)) as batches:
+        for step, batch in batches:
+            loss = batch_loss(model, batch.to(crew.device)).mean()
+            loss.backward()
+            norm = float(nn.utils.clip_grad_norm_(run.model.parameters(), recipe.grad_clip))
+            value = crew.mean(loss.detach())
+            if not (math.isfinite(value) and math.isfinite(norm)):
+                raise LumosXError(
+                    f"training: at step {step} the loss is {value} and the gradient's norm "
+                    f"{norm}; lower the learning rate or grad_clip, and go on from the last "
+                    "checkpoint"
+                )
+            rate = recipe.learning_rate(step)
+            run.change(rate, value)
+            last = run.step == recipe.steps
+            if crew.is_main and (last or run.step % recipe.save_every == 0):
+                run.save(folder / STATE_FILE)
+            if metrics is not None:
+                now, done = time.perf_counter(), run.step - first
+                left = (recipe.steps - run.step) * (now - started) / done
+                finished = TrainingStep(
+                    step,
+                    recipe.steps,
+                    recipe.stage_at(step).name,
+                    value,
+                    run.loss_ema,
+                    rate,
+                    norm,
+                    now - before,
+                    crew.count * batch.tokens / (now - before),
+                    left if done >= MEASURED_STEPS else None,
+                )
+                before = now
+                metrics.add(finished, last or step == 0 or run.step % recipe.log_every == 0)
+                progress(finished)
+    return run
 
 
 def batch_loss(model: Callable[..., Tensor], batch: Batch) -> Tensor:
@@ -223,6 +248,7 @@ class _Run:
     @torch.no_grad()
     def load(self, path: Path) -> None:
         """Raise LumosXError for the state of another recipe, or a damaged one."""
+        look_at(path, "training state", ("safetensors",))
         try:
             with safetensors.safe_open(str(path), framework="pt") as file:
                 about = json.loads(file.metadata()["training"])
@@ -255,10 +281,12 @@ class _Metrics:
 
     def __init__(self, path: Path, step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text("utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if _step_of(line) < step]
-        with replacing(path) as file:
-            file.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+        text = ""
+        if os.path.lexists(path):
+            with open_regular(path, METRICS_LIMIT_BYTES, "metrics", ("json",), empty=True) as file:
+                text = file.read().decode("utf-8", "replace")
+        kept = [line for line in text.splitlines() if _step_of(line) < step]
+        write_atomically(path, "".join(f"{line}\n" for line in kept))
         self.path = path
 
     def add(self, finished: TrainingStep, due: bool) -> None:

@@ -2,13 +2,34 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.files import write_atomically
+from lumosx_rt.reference.files import (
+    held,
+    of_the_system,
+    place_of,
+    read_json,
+    try_folder,
+    write_atomically,
+)
 
 RUN_FILE = "run.json"
+
+
+@contextmanager
+def held_folder(folder: Path) -> Iterator[None]:
+    """Hold a benchmark's folder for this process, once it is seen that it can be written.
+
+    Raises LumosXError where another process has it.
+    """
+    place = place_of(folder)
+    with held(place, "benchmark"):
+        try_folder(place)
+        yield
 
 
 def claim(folder: Path, identity: dict[str, Any]) -> None:
@@ -36,11 +57,9 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
 def read_identity(file: Path) -> dict[str, Any]:
     """Read run.json. Raises LumosXError if it is none."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        assert isinstance(found, dict)
-    except (OSError, ValueError, AssertionError):
-        raise LumosXError(f"{file}: not the {RUN_FILE} of a benchmark") from None
-    return found
+        return read_json(file)
+    except LumosXError as error:
+        raise LumosXError(f"{file}: not the {RUN_FILE} of a benchmark ({error})") from None
 
 
 def whole_lines(file: Path) -> list[str]:
@@ -61,7 +80,7 @@ def append_line(file: Path, line: str) -> None:
 
 def _is_empty(folder: Path) -> bool:
     """Tell whether a folder holds nothing but what a killed run left over."""
-    return all(path.name.startswith(".") for path in folder.iterdir())
+    return all(of_the_system(path.name) for path in folder.iterdir())
 
 
 def _differing(a: Any, b: Any, name: str = "") -> set[str]:

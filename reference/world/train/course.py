@@ -23,6 +23,7 @@ from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.encoders.single_frame import planar
 from lumosx_rt.reference.encoders.umt5 import load_text_encoder
 from lumosx_rt.reference.encoders.wan_vae import load_vae
+from lumosx_rt.reference.files import held
 from lumosx_rt.reference.progress import Progress, Report, quiet
 from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.training.pipeline import make_bundle
@@ -124,6 +125,10 @@ class Course:
         """
         if (folder / "bundle").exists():
             return folder / "bundle"
+        with held(folder, "training"):
+            return self._run(folder, processes, report, progress)
+
+    def _run(self, folder: Path, processes: int, report: Report, progress: Progress) -> Path:
         report(self.summary())
         components = self.components(folder, progress)
         start: Path | None = None
