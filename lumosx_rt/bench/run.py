@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from lumosx_rt.artifact.certificate import certify_binding
 from lumosx_rt.artifact.manifest import MANIFEST
 from lumosx_rt.backends.common.devices import Provider
-from lumosx_rt.bench.common.folder import RUN_FILE, read_identity
+from lumosx_rt.bench.common.folder import RUN_FILE, held_folder, read_identity
 from lumosx_rt.bench.common.makers import Sampling, sampled, vae_alone
 from lumosx_rt.bench.quality.page import draw_page
 from lumosx_rt.bench.quality.suite import identity_of, read_results, run_suite
@@ -61,6 +61,8 @@ def benchmark(
         raise LumosXError(f"list: got '{scene_list}', accepted are {', '.join(LISTS)}")
     given = asdict(sampling) if isinstance(sampling, Sampling) else dict(sampling or {})
     given = {name: value for name, value in given.items() if value is not None}
+    if unknown := sorted(map(str, set(given) - {one.name for one in fields(Sampling)})):
+        raise LumosXError(f"sampling: {', '.join(unknown)} not known")
     if quick and suite != "speed":
         raise LumosXError(f"quick: only speed can be quick, not {suite}; take --scenes for fewer")
     if lossy and suite not in ("binding", "stills"):
@@ -70,17 +72,18 @@ def benchmark(
     if suite == "speed":
         if scenes is not None or against is not None:
             raise LumosXError("scenes, against: speed is timed without them; leave them away")
-        return bench_speed(
-            path,
-            folder,
-            settings=given,
-            extent=QUICK if quick else Extent(),
-            components=components,
-            provider=provider,
-            trust=trust,
-            report=report,
-            progress=progress,
-        )
+        with held_folder(folder):
+            return bench_speed(
+                path,
+                folder,
+                settings=given,
+                extent=QUICK if quick else Extent(),
+                components=components,
+                provider=provider,
+                trust=trust,
+                report=report,
+                progress=progress,
+            )
     sampling = Sampling(**given)
     if suite == "stills":
         sampling = replace(sampling, frames=1)
@@ -93,26 +96,29 @@ def benchmark(
         others = read_results(against)
         if not others:
             raise LumosXError(f"{against}: no results here; give the scenes.jsonl of another run")
-    report(f"loading {path}")
-    maker = (
-        vae_alone(path, components)
-        if suite == "vae-ceiling"
-        else sampled(path, sampling, components, provider, trust, lossy)
-    )
-    identity = identity_of(suite, chosen, maker.identity | {"lumosx_rt": VERSION})
-    if against is not None:
-        _check_comparable(identity, against)
-    stories = chosen.stories[:scenes]
-    results = run_suite(maker.make_clip, stories, folder, identity, progress)
-    summary = {"suite": suite, "list": chosen.name, "folder": str(folder)} | summarise(results)
-    if others is not None:
-        summary["against"] = {"run": str(against)} | compare(results, others)
-        if suite == "binding" and (path / MANIFEST).is_file() and not lossy:
-            certify_binding(path, chosen.name, summary["against"])
-    write_atomically(folder / SUMMARY_FILE, json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    with replacing(folder / PAGE_FILE) as temporary:
-        draw_page(results, stories, folder).save(temporary, format="PNG")
-    return summary
+    with held_folder(folder):
+        report(f"loading {path}")
+        maker = (
+            vae_alone(path, components)
+            if suite == "vae-ceiling"
+            else sampled(path, sampling, components, provider, trust, lossy)
+        )
+        identity = identity_of(suite, chosen, maker.identity | {"lumosx_rt": VERSION})
+        if against is not None:
+            _check_comparable(identity, against)
+        stories = chosen.stories[:scenes]
+        results = run_suite(maker.make_clip, stories, folder, identity, progress)
+        summary = {"suite": suite, "list": chosen.name, "folder": str(folder)} | summarise(results)
+        if others is not None:
+            summary["against"] = {"run": str(against)} | compare(results, others)
+            if suite == "binding" and (path / MANIFEST).is_file() and not lossy:
+                certify_binding(path, chosen.name, summary["against"])
+        write_atomically(
+            folder / SUMMARY_FILE, json.dumps(summary, indent=2, allow_nan=False) + "\n"
+        )
+        with replacing(folder / PAGE_FILE) as temporary:
+            draw_page(results, stories, folder).save(temporary, format="PNG")
+        return summary
 
 
 def default_folder(

@@ -5,6 +5,7 @@ and its result is bit-equal to that of a run that was never stopped.
 """
 
 import hashlib
+import os
 from collections.abc import Collection
 from dataclasses import asdict
 from functools import cached_property
@@ -45,7 +46,8 @@ from lumosx_rt.reference.checkpoints.bundle import find_bundle
 from lumosx_rt.reference.encoders.umt5 import load_text_encoder
 from lumosx_rt.reference.encoders.wan_vae import load_vae
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.files import replacing
+from lumosx_rt.reference.files import held, place_of, replacing, try_place
+from lumosx_rt.reference.numbers import real_number, whole_number
 from lumosx_rt.reference.packages import require
 from lumosx_rt.reference.progress import Progress, Report, quiet
 from lumosx_rt.reference.sampling.request import Request
@@ -53,6 +55,7 @@ from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.version import VERSION
 
 BUDGET = 20.0  # dB of the velocity in its worst timestep bin
+LARGEST = 2**31
 SENSITIVE = 6  # scenes that sensitivity is measured on
 SCHEMES = (
     Scheme(),
@@ -85,34 +88,50 @@ def calibrate(
     budget: least SQNR of the velocity, dB. precision: that the model is observed in. Raises
     LumosXError for whatever does not fit, before anything slow where it can.
     """
+    out = place_of(out)
     if out.suffix != ".json":
         raise LumosXError(f"out: got '{out}', a file that ends in .json is needed")
-    if out.exists() and not force:
-        raise LumosXError(f"{out} exists; choose another name with -o, or replace it with --force")
+    _check_free(out, force)
     if precision not in ("fp32", "bf16"):
         raise LumosXError(f"precision: got '{precision}', accepted are fp32, bf16")
+    budget = real_number(budget, "budget", -LARGEST, LARGEST)
     check_budget(budget)
+    numbers = {"count": count, "steps": steps, "bins": bins}
+    for name, value in numbers.items():  # what they are bounded by says so itself
+        if value is not None:
+            numbers[name] = whole_number(value, name, -LARGEST, LARGEST)
     require("calibration", "modelopt")
-    chosen = find_scenes(scenes, count)
+    chosen = find_scenes(scenes, numbers["count"])
     source = CheckpointSource(find_bundle(path))
     defaults = source.defaults
     sampling = Sampling(
         VideoSize(defaults["frames"], defaults["height"], defaults["width"]),
-        defaults["steps"] if steps is None else steps,
+        numbers["steps"] if numbers["steps"] is not None else defaults["steps"],
         float(defaults["shift"]),
         float(defaults["guidance"]),
-        bins,
+        numbers["bins"] or 0,
     )
-    report(f"reading {path}: {len(chosen.scenes)} scenes of {chosen.name}")
-    run = Run(
-        source, chosen, sampling, scheme or Scheme(), precision, device, out, report, progress
-    )
-    found = run.document(budget)
-    found.write(out)
-    with replacing(out.with_suffix(".png")) as temporary:
-        front_picture(found).save(temporary, format="PNG")
-    run.ledger.close()
+    with held(out, "calibration"):
+        _check_free(out, force)
+        try_place(out)
+        report(f"reading {path}: {len(chosen.scenes)} scenes of {chosen.name}")
+        run = Run(
+            source, chosen, sampling, scheme or Scheme(), precision, device, out, report, progress
+        )
+        found = run.document(budget)
+        _check_free(out, force)
+        found.write(out)
+        with replacing(out.with_suffix(".png")) as temporary:
+            front_picture(found).save(temporary, format="PNG")
+        run.ledger.close()
     return found
+
+
+def _check_free(out: Path, force: bool) -> None:
+    if os.path.lexists(out) and not (force and out.is_file()):
+        remedy = "choose another name with -o"
+        remedy += "" if force else ", or replace it with --force"
+        raise LumosXError(f"{out} exists; {remedy}")
 
 
 class Run:

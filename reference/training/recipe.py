@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.numbers import real_number, whole_number
 from lumosx_rt.reference.scenes.scene import Scene
 from lumosx_rt.reference.scenes.video_size import VideoSize
 
@@ -207,6 +208,7 @@ _STAGE_RANGES: dict[str, tuple[float, float]] = {
     "learning_rate": (1e-12, 10),
     "augmented": (0, 1),
 }
+_INTEGERS = {"seed", "warm_up", "variants", "save_every", "log_every", "steps", "streams", "seeds"}
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "optimizer": get_args(OptimizerName),
     "relations": get_args(Relations),
@@ -216,11 +218,23 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 
 
 def _out_of_range(value: object, ranges: dict[str, tuple[float, float]]) -> list[str]:
-    return [
-        f"{name} must be from {low:g} to {high:g}, got {getattr(value, name)!r}"
-        for name, (low, high) in ranges.items()
-        if not low <= getattr(value, name) <= high
-    ]
+    """List the numbers that are none, or outside their range; others become plain ones."""
+    problems = []
+    for name, (low, high) in ranges.items():
+        given = getattr(value, name)
+        try:
+            found = (
+                whole_number(given, name, int(low), int(high))
+                if name in _INTEGERS
+                else real_number(given, name, low, high)
+            )
+        except LumosXError:
+            kind = "an integer " if name in _INTEGERS else ""
+            shown = f"{given!r:.60}"
+            problems.append(f"{name} must be {kind}from {low:g} to {high:g}, got {shown}")
+        else:
+            object.__setattr__(value, name, found if type(given) not in (int, float) else given)
+    return problems
 
 
 def _foreign(value: object) -> list[str]:
