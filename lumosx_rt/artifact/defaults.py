@@ -1,7 +1,8 @@
 """Size and sampling of a video where a request is silent.
 
 The released settings, unless a bundle has a `defaults.json` with its own: a JSON object with any of
-frames, height, width (pixels), fps, steps, shift and guidance.
+frames, height, width (pixels), fps, steps, shift and guidance; and `trained_for`, a line that says
+what the checkpoint knows where that is not the world, for notes to people.
 """
 
 import os
@@ -11,7 +12,7 @@ from typing import Any
 from lumosx_rt.reference.errors import LumosXError, listing
 from lumosx_rt.reference.files import read_json
 
-DEFAULTS_FILE = "defaults.json"
+DEFAULTS_FILE, TRAINED_FOR = "defaults.json", "trained_for"
 KINDS: dict[str, type] = {
     "frames": int, "height": int, "width": int, "fps": int,
     "steps": int, "shift": float, "guidance": float,
@@ -30,7 +31,7 @@ def read_defaults(root: Path) -> dict[str, Any]:
     if file.name != DEFAULTS_FILE or not os.path.lexists(file):
         return RELEASED
     found = read_json(file)
-    problems = [f"{name!r} is not known" for name in found if name not in KINDS]
+    problems = [f"{name!r} is not known" for name in found if name not in (*KINDS, TRAINED_FOR)]
     problems += default_problems(RELEASED | found)
     if problems:
         raise LumosXError(listing(str(file), problems))
@@ -39,7 +40,9 @@ def read_defaults(root: Path) -> dict[str, Any]:
 
 def default_problems(values: dict[str, Any]) -> list[str]:
     """List what is missing in, or wrong with, a table of defaults."""
-    return [
+    told = values.get(TRAINED_FOR, "")
+    wrong = not isinstance(told, str) or len(told) > 200 or not told.isprintable()
+    return [f"{TRAINED_FOR!r} must be a line of at most 200 characters"] * wrong + [
         f"{name!r} must be a positive {kind.__name__}"
         for name, kind in KINDS.items()
         if type(values.get(name)) not in ((int,) if kind is int else (int, float))

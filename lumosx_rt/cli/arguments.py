@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lumosx_rt.cli.console import refuse, say
+from lumosx_rt.cli.console import USAGE, refuse, say
 
 
 def loaded_engine(
@@ -78,8 +78,13 @@ def check_provider(provider: str) -> None:
     """End the program with a usage error for a provider that does not exist."""
     from lumosx_rt.backends.common.devices import PROVIDERS
 
-    if provider not in PROVIDERS:
-        refuse(f"--provider: got '{provider}', accepted are {', '.join(PROVIDERS)}", 2)
+    check_choice("--provider", provider, PROVIDERS)
+
+
+def check_choice(option: str, value: str, accepted: Sequence[str]) -> None:
+    """End the program with a usage error for a value that is not accepted."""
+    if value not in accepted:
+        refuse(f"{option}: got '{value}', accepted are {', '.join(accepted)}", USAGE)
 
 
 def video_size(

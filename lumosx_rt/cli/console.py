@@ -84,7 +84,7 @@ def _is_of_an_option(error: LumosXError) -> bool:
     subject, _, told = str(error).splitlines()[0].partition(": ")
     if subject == "video size":
         return True
-    name = subject.replace(" ", "_")
+    name = subject.partition(" (")[0].replace(" ", "_")
     return "got " in told and (name in _options() or name.removesuffix("s") in _options())
 
 
@@ -98,8 +98,8 @@ def _options() -> set[str]:
         for name, hint in get_type_hints(command, include_extras=True).items():
             for option in getattr(hint, "__metadata__", ()):
                 if isinstance(option, OptionInfo):
-                    words = option.param_decls or ()
-                    names |= {name, *(word.strip("-").replace("-", "_") for word in words)}
+                    words = [option.default, *(option.param_decls or ())]  # the first one's place
+                    names |= {name, *(str(word).strip("-").replace("-", "_") for word in words)}
     return names
 
 

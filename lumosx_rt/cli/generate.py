@@ -15,6 +15,7 @@ from lumosx_rt.cli.arguments import (
     Provider,
     Trust,
     Width,
+    check_choice,
     check_sampling,
     loaded_engine,
     shortcuts,
@@ -66,8 +67,10 @@ def generate(
 
     If a scene fails, it is reported and the others are still made; the exit code is 1.
 
-    Example: `lumosx-rt generate engines/tiny samples/two-friends --seed 0 --seed 1 -o out`
+    Example: `lumosx-rt generate engines/tiny samples/drawn/two --seed 0 --seed 1 -o out`
     """
+    check_choice("--order", order, ("stable", "listing"))
+    check_choice("--script", script, ("subject", "face"))
     with reasons("videos that were finished are kept, nothing half-made is left"):
         from lumosx_rt.reference.scenes.scene import Scene
         from lumosx_rt.runtime.folder import Outcome, check_folder, find_scenes, generate_all
@@ -80,6 +83,8 @@ def generate(
         loaded = loaded_engine(engine, components, provider, trust, max_memory, unverified, lossy)
         if loaded.manifest.checkpoint.get("source") == "random":
             say("note: this engine has random weights; its videos are noise in colour, by design")
+        if known := loaded.manifest.defaults.get("trained_for"):
+            say(f"note: this checkpoint knows {known}")
         settings: dict[str, Any] = {
             "size": video_size(loaded.manifest.defaults, frames, height, width),
             "steps": steps,

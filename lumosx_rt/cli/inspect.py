@@ -31,10 +31,10 @@ def inspect(
     `lumosx-rt inspect 21x30x52+1+4.4`
     """
     with reasons("nothing was changed"):
-        from lumosx_rt.runtime.describe import as_text, describe
+        from lumosx_rt.runtime.describe import as_text, describe, for_people
 
         size = video_size({"frames": 81, "height": 480, "width": 832}, frames, height, width)
         facts = describe(path, size, layout_png)
-        result(as_text(facts), facts, as_json)
+        result(as_text(for_people(facts)), facts, as_json)
         if facts.get("errors"):
             refuse(f"{path} has {len(facts['errors'])} errors")

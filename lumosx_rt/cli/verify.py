@@ -43,7 +43,7 @@ def verify(
     """Compare an engine with the PyTorch reference from the same noise, and write its report.
 
     Exit code 1 if the final latents differ by more than the gate, are not finite, or the video is
-    flat. Example: `lumosx-rt verify engines/tiny samples/two-friends`
+    flat. Example: `lumosx-rt verify engines/tiny samples/drawn/two`
     """
     with reasons("the engine's report is as it was"):
         from lumosx_rt.parity.verify import verify as verify_engine

@@ -30,7 +30,7 @@ from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 HIDDEN = "#eceef1"  # who does not see whom
 
 
-VIDEO = "#64748b"
+VIDEO = "#7c4a21"  # none of the hues of groups, and nothing like grey
 
 
 LEAST_BLOCK = 17  # pixels, room for a line of text
@@ -72,7 +72,8 @@ def layout_picture(
     colours = _colours(layout)
     matrix = [
         text_line("Who attends to whom", 17),
-        text_line("queries down, keys across; grey is not seen", 13, FAINT),
+        text_line("queries down, keys across", 13, FAINT),
+        _legend(layout, colours),
         _attention_matrix(layout, words, colours),
     ]
     details = [stack(matrix, 6)]
@@ -94,6 +95,19 @@ def layout_picture(
             _bound_caption(drawable(caption), spans or [], colours, bar.width),
         ]
     return framed(stack(parts, 12))
+
+
+def _legend(layout: SceneLayout, colours: list[str]) -> Image.Image:
+    """Return what the colours of the matrix mean."""
+    entries = [(VIDEO, "video, seen"), (HIDDEN, "not seen")]
+    if layout.references:
+        entries.insert(1, (colours[0], "a reference, in its group's colour"))
+    parts = []
+    for colour, meaning in entries:
+        swatch = Image.new("RGB", (16, 14), "#c3c8d0")
+        ImageDraw.Draw(swatch).rectangle((1, 1, 14, 12), fill=colour)
+        parts.append(beside([swatch, text_line(meaning, 13)], 6))
+    return beside(parts, 18)
 
 
 def _count(layout: SceneLayout) -> str:

@@ -137,6 +137,47 @@ def _draw(picture: Path | None, layout: SceneLayout, *words: Any) -> None:
         layout_picture(layout, *words).save(temporary, format="PNG")
 
 
+def for_people(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the same facts with words where programs are given pairs of numbers."""
+    shown = dict(facts)
+    if "spans" in shown:
+        found = zip(shown["words"], shown.pop("spans"), strict=True)
+        shown["words"] = [f"'{word}': {_places(spans)}" for word, spans in found]
+    if "groups" in shown:
+        video = shown["video_tokens"] // shown["frame_tokens"]
+        shown["groups"] = [
+            _counted("reference", start - video + 1, stop - video)
+            for start, stop in shown["groups"]
+        ]
+        shown["attention_ranges"] = [
+            f"{_counted('token', *_within(queries))} see {_counted('token', *_within(keys))}"
+            for queries, keys in shown["attention_ranges"]
+        ]
+    if "layouts" in shown:
+        shown["layouts"] = {
+            n: f"{least} to {most}" for n, (least, most) in facts["layouts"].items()
+        }
+    if "verified" in shown:
+        passed = {None: "not compared with the reference", True: "passed", False: "failed"}
+        shown["verified"] = passed[shown["verified"]]
+    return shown
+
+
+def _places(spans: list[tuple[int, int]]) -> str:
+    if not spans:
+        return "not in the caption"
+    several = "characters" if len(spans) > 1 else "character"
+    return f"in the caption from {several} {', '.join(str(start + 1) for start, _ in spans)}"
+
+
+def _within(range_: tuple[int, int]) -> tuple[int, int]:
+    return range_[0], range_[1] - 1
+
+
+def _counted(what: str, first: int, last: int) -> str:
+    return f"{what} {first:,}" if first == last else f"{what}s {first:,} to {last:,}"
+
+
 def as_text(facts: dict[str, Any], indent: str = "") -> str:
     """Facts, one a line."""
     lines = []

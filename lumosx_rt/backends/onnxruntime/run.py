@@ -130,7 +130,7 @@ def session_options(ort: Any, threads: int | None = None) -> Any:
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.inter_op_num_threads = 1  # the graph is a chain
     options.enable_mem_pattern = False  # shapes change from request to request
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised too
     # its own 8-bit kernels know no e4m3: there and back stays as it stands in the graph
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options

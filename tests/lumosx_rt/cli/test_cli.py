@@ -88,6 +88,102 @@ def test_an_unknown_provider_is_wrong_usage(run, command, micro, scenes):
     assert "'tpu'" in done.stderr and done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "ENGINE", "SCENE", "--steps", "1000000000"],
+        ["generate", "ENGINE", "SCENE", "--guidance", "1e30"],
+        ["generate", "ENGINE", "SCENE", "--guidance", "nan"],
+        ["generate", "ENGINE", "SCENE", "--shift", "1e300"],
+        ["generate", "ENGINE", "SCENE", "--seed", "-1"],
+        ["generate", "ENGINE", "SCENE", "--frames", "4"],
+        ["generate", "ENGINE", "SCENE", "--width", "1000000000"],
+        ["generate", "ENGINE", "SCENE", "--max-memory", "8"],
+        ["generate", "ENGINE", "SCENE", "--lossy-skip", "nan"],
+        ["verify", "ENGINE", "SCENE", "--steps", "0"],
+        ["bench", "ENGINE", "--shift", "inf"],
+        ["bench", "ENGINE", "--suite", "x"],
+        ["bench", "ENGINE", "--list", "x"],
+        ["build", "--preset", "3b", "--init", "random"],
+        ["build", "--preset", "tiny", "--init", "random", "--seed", "99999999999999999999999"],
+        ["build", "CHECKPOINT", "--backend", "abacus"],
+        ["build", "CHECKPOINT", "--max-size", "1x2"],
+        ["build", "CHECKPOINT", "--max-references", "0"],
+        ["calibrate", "CHECKPOINT", "--device", "cuda"],
+        ["calibrate", "CHECKPOINT", "-o", "x.txt"],
+        ["inspect", "3x4x6+1+2.2", "--layout-png", "x.txt"],
+        ["inspect", "SCENE", "--height", "7"],
+        ["--log-level", "loud", "doctor"],
+    ],
+    ids=" ".join,
+)
+def test_the_value_of_an_option_that_is_wrong_exits_with_2(
+    run, words, micro, micro_bundle, scenes, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    places = {"ENGINE": micro.folder, "SCENE": scenes / "a", "CHECKPOINT": micro_bundle}
+    done = run(*(places.get(word, word) for word in words), code=2)
+    assert done.stdout == "" and "a bug" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
+
+
+def test_the_log_is_shown_from_the_level_that_is_asked_for(run, micro, scenes, tmp_path):
+    words = ["generate", micro.folder, scenes / "a", "-o", tmp_path / "out", *SMALL, "--force"]
+    quiet = run(*words).stderr
+    assert "info:" not in quiet and "debug:" not in quiet
+    assert "info: engine" in run("--log-level", "info", *words).stderr
+    lost = CliRunner().invoke(app, ["--log-level", "debug", "inspect", str(tmp_path / "nowhere")])
+    assert lost.exit_code == 1 and "Traceback" in lost.stderr and "error: " in lost.stderr
+    assert "Traceback" not in run("inspect", tmp_path / "nowhere", code=1).stderr
+
+
+# -- what a terminal cannot say -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "gbk", "ascii:strict"])
+def test_what_a_terminal_cannot_say_is_escaped(encoding, tmp_path):
+    words = ["\u5e3d\u5b50", "balloon \U0001f388", "\u00e9t\u00e9"]
+    for i, word in enumerate(words):
+        (tmp_path / f"{i} \u5e3d" / "objects").mkdir(parents=True)
+        Image.new("RGB", (32, 32), "red").save(tmp_path / f"{i} \u5e3d" / f"objects/{word}.png")
+        text = f"{word};one {word} here"
+        (tmp_path / f"{i} \u5e3d" / "caption.txt").write_text(text, encoding="utf-8")
+    lines = [
+        ["inspect", f"{tmp_path}/0 \u5e3d"],
+        *(["inspect", f"{tmp_path}/{i} \u5e3d", "--json"] for i in range(3)),
+        ["inspect", f"{tmp_path}/nowhere \u5e3d"],
+        ["generate", f"{tmp_path}/\u5e3d", f"{tmp_path}/0 \u5e3d", "-o", f"{tmp_path}/\u00e9"],
+        ["generate", f"{tmp_path}/\u5e3d", f"{tmp_path}/\udcff"],
+        ["build", "\u5e3d", "-o", f"{tmp_path}/\u5e3d engine"],
+        ["train", "\u5e3d.py:\u5e3d"],
+        ["bench", "\u5e3d", "--suite", "\U0001f388"],
+        ["calibrate", "\u5e3d", "-o", f"{tmp_path}/\u5e3d.json"],
+        ["--log-level", "\u5e3d", "doctor"],
+        ["--help"],
+    ]
+    code = (
+        "import json, sys\n"
+        "from lumosx_rt.cli.main import main\n"
+        "for line in json.loads(sys.argv[1]):\n"
+        "    sys.argv = ['lumosx-rt', *line]\n"
+        "    try: main()\n"
+        "    except SystemExit as end: print('ended', end.code, flush=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(lines)],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+    )
+    told = done.stdout.decode(encoding.partition(":")[0])
+    codes = re.findall(r"ended (\d+)", told)
+    assert codes == ["0", "0", "0", "0", "1", "1", "1", "1", "1", "2", "1", "2", "0"], done.stderr
+    assert b"Traceback" not in done.stderr and b"this is a bug" not in done.stderr
+    assert "\\u5e3d" in told  # the JSON is ASCII whatever the terminal
+    if encoding != "gbk":
+        assert rb"\u5e3d" in done.stderr
+
+
 # -- build --------------------------------------------------------------------------------------
 
 

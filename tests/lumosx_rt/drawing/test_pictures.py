@@ -95,6 +95,11 @@ def test_groups_and_pictures_have_their_own_colours():
     assert len(set(colours)) == 6
     picture = layout_picture(LAYOUT, WORDS)
     assert all(count(picture, colour) > 300 for colour in (*colours, layout_drawing.VIDEO))
+    red, green, blue = rgb(layout_drawing.VIDEO)
+    assert max(red, green, blue) - min(red, green, blue) > 60  # nothing like the grey of not seen
+    with_legend = layout_drawing._legend(LAYOUT, colours)
+    for colour in (layout_drawing.VIDEO, layout_drawing.HIDDEN, colours[0]):
+        assert count(with_legend, colour) > 100
 
 
 def test_unbound_references_are_flagged():

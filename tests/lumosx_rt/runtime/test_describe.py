@@ -14,7 +14,7 @@ import lumosx_rt as rt
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.runtime import doctor
-from lumosx_rt.runtime.describe import as_text, describe, occurrences
+from lumosx_rt.runtime.describe import as_text, describe, for_people, occurrences
 
 SIZE = rt.VideoSize(9, 64, 96)  # 3 x 4 x 6 tokens
 NONE, ONE, TWO = builtin_scenes()
@@ -249,3 +249,28 @@ def test_the_doctor_names_what_is_broken(monkeypatch):
     assert len(facts["problems"]) == 2
     assert "h264_encoder" in facts["problems"][0] and "libx264 is missing" in facts["problems"][0]
     assert "and more" not in facts["problems"][0]
+
+
+# -- for people ---------------------------------------------------------------------------------
+
+
+def test_people_are_told_words_and_no_pairs_of_numbers(drawn, tmp_path):
+    for scene in (NONE, ONE, TWO):
+        scene.save(tmp_path / scene.name)
+        facts = describe(tmp_path / scene.name, SIZE)
+        text = as_text(for_people(facts))
+        assert "(" not in text.replace(facts["caption"], "") and "[" not in text
+        for word in facts["words"]:
+            assert f"'{word}': in the caption from character" in text
+        assert "spans" in facts  # programs get them
+    text = as_text(for_people(describe(drawn.folder, SIZE)))
+    assert "references: 0 to 16" in text and "verified: not compared with" in text
+    layout = for_people(describe(Path("3x4x6+1+2.2"), SIZE))
+    assert layout["groups"] == ["reference 1", "references 2 to 3", "references 4 to 5"]
+    assert "tokens 72 to 95 see tokens 72 to 95" in layout["attention_ranges"]
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x", "x.jpg", ".png"])
+def test_a_layout_is_drawn_as_png_only(name, tmp_path):
+    told = refusal(describe, Path("3x4x6+1+2.2"), SIZE, tmp_path / name)
+    assert ".png" in told and not list(tmp_path.iterdir())

@@ -120,8 +120,9 @@ def test_the_order_of_files_and_the_face_script_can_be_chosen(run, drawn, scenes
     # without its attributes the scene is sound
     run(*command, "--script", "face", "-o", tmp_path / "faces")
     assert sorted(os.listdir(tmp_path / "faces")) == ["bad.mp4", "bad.png"]
-    done = run(*command, "--order", "random", "-o", tmp_path / "out", code=1)
-    assert "'random'" in done.stderr
+    for option in ("--order", "--script"):
+        done = run(*command, option, "random", "-o", tmp_path / "out", code=2)
+        assert "'random'" in done.stderr and not (tmp_path / "out").exists()
 
 
 def test_nothing_half_made_is_left_when_a_picture_cannot_be_written(
