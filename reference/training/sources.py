@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.files import of_the_system, sha256_of
 from lumosx_rt.reference.scenes.clips import read_clip
 from lumosx_rt.reference.scenes.scene import Scene
 from lumosx_rt.reference.scenes.video_size import VideoSize
@@ -29,11 +30,11 @@ class FolderSource:
     """
 
     def __init__(self, path: str | os.PathLike[str], size: VideoSize) -> None:
-        self.path, self.size = Path(path), size
+        self.path, self.size = Path(path).absolute(), size
         self.name = self.path.resolve().name
         if not self.path.is_dir():
-            raise LumosXError(f"data: '{self.path}' is no folder; give one of prompt folders")
-        folders = sorted(p for p in self.path.iterdir() if p.is_dir() and p.name[0] != ".")
+            raise LumosXError(f"data: '{path}' is no folder; give one of prompt folders")
+        folders = sorted(p for p in self.path.iterdir() if p.is_dir() and not of_the_system(p.name))
         problems: list[str] = []
         self.scenes: list[tuple[Scene, Path]] = []
         for folder in folders:
@@ -56,12 +57,12 @@ class FolderSource:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the names and contents of all files, and the size."""
+        """sha256 over the names and contents of all files but the system's, and the size."""
         found = hashlib.sha256(repr(self.size).encode())
         for file in sorted(p for p in self.path.rglob("*") if p.is_file()):
-            with file.open("rb") as content:
-                inner = hashlib.file_digest(content, "sha256").hexdigest()
-            found.update(f"{file.relative_to(self.path).as_posix()}\0{inner}\n".encode())
+            name = file.relative_to(self.path)
+            if not any(map(of_the_system, name.parts)):
+                found.update(f"{name.as_posix()}\0{sha256_of(file)}\n".encode())
         return found.hexdigest()
 
     def item(self, i: int) -> tuple[Scene, NDArray[np.uint8]]:

@@ -15,9 +15,11 @@ from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import held
+from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.training.loop import train
 from lumosx_rt.reference.training.recipe import Recipe, Stage
+from lumosx_rt.reference.training.sources import FolderSource
 from lumosx_rt.reference.world.scenes import WorldSource
 from lumosx_rt.reference.world.train.course import Course
 
@@ -110,3 +112,20 @@ def test_numbers_of_any_kind_make_the_same_recipe():
 def test_numbers_of_a_calibration_are_some(tmp_path, name, value):
     assert name in refusal(calibrate, tmp_path, tmp_path / "c.json", **{name: value})
     assert not list(tmp_path.iterdir())
+
+
+def test_files_of_the_system_are_no_data(tmp_path, monkeypatch):
+    """Nor do they change what a run was made of; and a relative path stays where it was."""
+    monkeypatch.setattr("lumosx_rt.reference.training.sources.read_clip", lambda path: [[0] * 9])
+    (tmp_path / "data").mkdir()
+    builtin_scenes()[1].save(tmp_path / "data" / "one")
+    monkeypatch.chdir(tmp_path)
+    before = FolderSource("data", VideoSize(1, 32, 48)).fingerprint
+    for name in ("__MACOSX", "@eaDir", ".ipynb_checkpoints"):
+        (tmp_path / "data" / name).mkdir()
+        (tmp_path / "data" / name / "x").write_text("x")
+    for name in ("Thumbs.db", ".DS_Store", "one/desktop.ini", "one/.DS_Store"):
+        (tmp_path / "data" / name).write_text("x")
+    source = FolderSource("data", VideoSize(1, 32, 48))
+    monkeypatch.chdir("/")
+    assert len(source) == 1 and source.fingerprint == before
