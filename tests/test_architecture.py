@@ -17,6 +17,7 @@ ORDER = (
     "reference.version",
     "reference.errors",  # the one exception
     "reference.numbers",  # what people give as one
+    "reference.kinds",  # what a function is given, against its signature
     "reference.packages",  # what not everybody needs
     "reference.files",  # written whole or not at all, read under limits, hashed
     "reference.charts",

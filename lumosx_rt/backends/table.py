@@ -41,7 +41,7 @@ def compiler_of(
             raise LumosXError(
                 f"build: '{name}' is no option, accepted are {', '.join(sorted(known))}"
             )
-        if name not in room.option_names and value not in _UNSAID:
+        if name not in room.option_names and not any(value is unsaid for unsaid in _UNSAID):
             having = " or ".join(row.name for row in BACKENDS.values() if name in row.option_names)
             instead = room.advice.get(name, "leave it away")
             raise LumosXError(

@@ -19,6 +19,7 @@ from lumosx_rt.bench.speed.command import told as speed_told
 from lumosx_rt.bench.speed.measure import QUICK, Extent
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import replacing, write_atomically
+from lumosx_rt.reference.kinds import checked
 from lumosx_rt.reference.progress import Progress, Report, quiet
 from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy
 from lumosx_rt.reference.version import VERSION
@@ -29,6 +30,7 @@ LISTS = {"full": BINDING, "ci": BINDING_CI, "four": FOUR}
 SUMMARY_FILE, PAGE_FILE = "summary.json", "page.png"
 
 
+@checked
 def benchmark(
     path: Path,
     folder: Path,

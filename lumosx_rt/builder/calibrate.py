@@ -47,6 +47,7 @@ from lumosx_rt.reference.encoders.umt5 import load_text_encoder
 from lumosx_rt.reference.encoders.wan_vae import load_vae
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import held, place_of, replacing, try_place
+from lumosx_rt.reference.kinds import checked
 from lumosx_rt.reference.numbers import real_number, whole_number
 from lumosx_rt.reference.packages import require
 from lumosx_rt.reference.progress import Progress, Report, quiet
@@ -66,6 +67,7 @@ SCHEMES = (
 """Compared in every calibration, everything in FP8."""
 
 
+@checked
 def calibrate(
     path: str | Path,
     out: Path,

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.kinds import checked
 from lumosx_rt.reference.numbers import whole_number
 from lumosx_rt.reference.progress import Progress, Report, quiet
 
 MOST_PROCESSES = 256
 
 
+@checked
 def train(
     recipe: str,
     folder: Path,

@@ -21,6 +21,7 @@ from lumosx_rt.parity.quirks import check_quirks
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.files import replacing
+from lumosx_rt.reference.kinds import checked
 from lumosx_rt.reference.metrics import peak_signal_to_noise, relative_error
 from lumosx_rt.reference.progress import Progress, quiet
 from lumosx_rt.reference.sampling.denoise import denoise
@@ -36,6 +37,7 @@ from lumosx_rt.runtime.guards import is_flat
 Frames = NDArray[np.uint8]
 
 
+@checked
 def verify(
     engine: Engine,
     scenes: Sequence[Scene],

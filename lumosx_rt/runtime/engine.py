@@ -23,6 +23,7 @@ from lumosx_rt.reference.encoders.facts import EncoderFacts, encoder_facts
 from lumosx_rt.reference.encoders.umt5 import TextEncoder, load_text_encoder
 from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder, load_vae
 from lumosx_rt.reference.errors import LumosXError, NotFinite, listing
+from lumosx_rt.reference.kinds import checked
 from lumosx_rt.reference.mechanisms.mechanism import Layout
 from lumosx_rt.reference.sampling.denoise import denoise_together
 from lumosx_rt.reference.sampling.inputs import MAX_STREAMS, MECHANISMS, Backend, Inputs
@@ -52,6 +53,7 @@ from lumosx_rt.runtime.video import Video, decode
 log = logging.getLogger("lumosx_rt")
 
 
+@checked
 def load(
     path: str | Path,
     *,

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.sampling.solvers import SamplerState
 from lumosx_rt.runtime.video import Video
 
@@ -44,6 +45,8 @@ def shown(
     """Yield what is shown the state after every step: `progress`, or a bar if it is True."""
     if callable(progress):
         yield progress
+    elif not isinstance(progress, bool):
+        raise BadInput(f"progress: got {progress!r:.60}, accepted are a function, or True")
     elif not progress:
         yield lambda state: None
     else:

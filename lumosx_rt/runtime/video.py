@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder
 from lumosx_rt.reference.errors import Flat, LumosXError, NotFinite
+from lumosx_rt.reference.kinds import checked
 from lumosx_rt.reference.sampling.denoise import VERIFY
 from lumosx_rt.reference.sampling.request import Request
 from lumosx_rt.reference.scenes.clips import save_video
@@ -61,6 +62,7 @@ class Video:
         """Return its frames as PIL images."""
         return [Image.fromarray(frame) for frame in self.frames.copy()]
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write it in the format of the suffix and return the path.
 

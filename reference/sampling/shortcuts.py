@@ -12,7 +12,8 @@ What each saves, and what it does to identity and binding: `benchmarks/quality/s
 
 from dataclasses import dataclass
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.numbers import real_number, whole_number
+from lumosx_rt.reference.sampling.schedules import TIMES
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,10 @@ class Lossy:
     skip_below: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.keys_every, int) or self.keys_every < 1:
-            raise LumosXError(f"lossy keys: needs steps from 1 (exact), got {self.keys_every}")
-        if not 0 <= self.skip_below < float("inf"):
-            raise LumosXError(
-                f"lossy skip: needs a share of the first block's residual from 0 (exact), like "
-                f"0.1, got {self.skip_below}"
-            )
+        keys = whole_number(self.keys_every, "lossy keys (1 is exact)", 1, TIMES)
+        skip = real_number(self.skip_below, "lossy skip (a share; 0 is exact)", 0, 1e6)
+        object.__setattr__(self, "keys_every", keys)
+        object.__setattr__(self, "skip_below", skip)
 
     @property
     def reuses_keys(self) -> bool:

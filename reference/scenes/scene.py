@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.kinds import checked, plain
 from lumosx_rt.reference.scenes.folder import SCENE_FILE, read_folder, write_folder
 from lumosx_rt.reference.scenes.images import Alpha, fit_image, picture_of
 from lumosx_rt.reference.scenes.scene_toml import read_toml
@@ -76,7 +77,8 @@ class Scene:
                 f"scene: '{self.name}' does not name a file; give a short name without slashes, "
                 f"such as '{file_name(self.name)}'"
             )
-        if self.alpha not in ("composite", "drop"):
+        plain(self.exif, bool, "scene: its exif")
+        if not isinstance(self.alpha, str) or self.alpha not in get_args(Alpha):
             raise LumosXError(f"alpha: got '{self.alpha}', accepted are 'composite' and 'drop'")
         if len(self.references) > MOST_PICTURES:
             raise LumosXError(
@@ -253,6 +255,7 @@ class Scene:
     # -- its files ------------------------------------------------------------------------------
 
     @classmethod
+    @checked
     def from_folder(
         cls,
         path: str | os.PathLike[str],
@@ -275,6 +278,7 @@ class Scene:
         return cls._of(read_folder(Path(path), order, script), alpha=alpha, exif=exif)
 
     @classmethod
+    @checked
     def from_toml(cls, path: str | os.PathLike[str]) -> "Scene":
         """Read a scene.toml; its pictures are in its folder.
 
@@ -285,6 +289,7 @@ class Scene:
         return cls._of(read_toml(Path(path)))
 
     @classmethod
+    @checked
     def load(
         cls, path: str | os.PathLike[str], *, order: Order = "stable", script: Script = "subject"
     ) -> "Scene":
@@ -304,6 +309,7 @@ class Scene:
             )
         return cls.from_toml(file)
 
+    @checked
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write it as a prompt folder that `load` reads back as the same scene; return its path.
 

@@ -65,9 +65,12 @@ class Subject:
 
 def all_of(kind: type, given: Any, what: str) -> tuple[Any, ...]:
     """Return a list as a tuple. Raises LumosXError where it is none, or holds another kind."""
-    if isinstance(given, str) or not isinstance(given, Iterable):
+    try:
+        found = () if isinstance(given, str) else tuple(given)
+    except (TypeError, RuntimeError):  # no list, or an array without axes
+        found = (given,)
+    if isinstance(given, str) or (len(found) == 1 and found[0] is given):
         raise LumosXError(f"{what}: a list of {kind.__name__} is expected, got {given!r:.80}")
-    found = tuple(given)
     for i, one in enumerate(found, 1):
         if not isinstance(one, kind):
             raise LumosXError(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.kinds import check_fields
 from lumosx_rt.reference.numbers import real_number, whole_number
 from lumosx_rt.reference.scenes.scene import Scene
 from lumosx_rt.reference.scenes.video_size import VideoSize
@@ -61,6 +62,9 @@ class Times:
     """`flow.shift_time`, by the size of the video or by `scale` alone."""
     scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -78,6 +82,9 @@ class Stage:
     """Probability that a scene is shown an augmented variant of its references."""
     latent_frames: int | None = None
     """Train on the first latent frames only: exact, because the VAE is causal."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +131,7 @@ class Recipe:
     log_every: int = 10
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "stages", tuple(self.stages))
         problems = [*_out_of_range(self, _RECIPE_RANGES), *_foreign(self), *_foreign(self.times)]
         problems += _out_of_range(self.times, {"scale": (1e-3, 1e3)})

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.kinds import checked
 
 POOLING_BLOCK = 8  # MCAM pools queries over 8x8 token blocks
 ROPE_TABLE = 1024  # the released rotary tables hold positions 0..1023 on each axis
@@ -251,6 +252,7 @@ class SceneLayout:
         return f"{self.video_frames}x{self.height}x{self.width}+{self.lone}+{subjects}{switches}"
 
     @classmethod
+    @checked
     def from_key(cls, key: str) -> "SceneLayout":
         """Return the layout named by a `key`. Raises LumosXError if it is not one."""
         number = r"\d{1,9}"

@@ -222,11 +222,11 @@ def test_references_that_see_the_video_have_no_keys_apart(
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"keys_every": 0}, "lossy keys: needs steps from 1"),
-        ({"keys_every": float("nan")}, "lossy keys: needs steps from 1"),
-        ({"skip_below": -0.1}, "lossy skip: needs a share"),
-        ({"skip_below": float("nan")}, "lossy skip: needs a share"),
-        ({"skip_below": float("inf")}, "lossy skip: needs a share"),
+        ({"keys_every": 0}, "lossy keys .1 is exact.: got"),
+        ({"keys_every": float("nan")}, "lossy keys .1 is exact.: got"),
+        ({"skip_below": -0.1}, "lossy skip .a share; 0 is exact.: got"),
+        ({"skip_below": float("nan")}, "lossy skip .a share; 0 is exact.: got"),
+        ({"skip_below": float("inf")}, "lossy skip .a share; 0 is exact.: got"),
     ],
 )
 def test_what_is_no_shortcut(wrong: dict[str, Any], words: str) -> None:
