@@ -50,11 +50,12 @@ def check_fields(instance: Any) -> None:
 
     Which of several texts is meant (`Literal`) is for the dataclass to check, with all the rest.
     """
-    hints = _hints(type(instance))
+    kind: Any = type(instance)
+    hints = _hints(kind)
     for one in fields(instance):
         value, hint = getattr(instance, one.name), hints.get(one.name, Any)
         hint = str if typing.get_origin(hint) is Literal else hint
-        made = plain(value, hint, f"{type(instance).__name__}: {one.name}")
+        made = plain(value, hint, f"{kind.__name__}: {one.name}")
         if made is not value:
             object.__setattr__(instance, one.name, made)
 
