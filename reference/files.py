@@ -150,6 +150,8 @@ def look_at(path: Path, what: str, accepted: Collection[str] = ()) -> None:
 
 def read_json(path: Path, max_bytes: int = _JSON_LIMIT_BYTES) -> dict[str, Any]:
     """Read a JSON object from an untrusted file. Raises LumosXError if it is not one."""
+    if not os.path.lexists(path):
+        raise LumosXError(f"{path}: not readable as JSON (no such file)")
     try:
         with open_regular(path, max_bytes, "JSON file", ("json",)) as file:
             found = json.loads(file.read(max_bytes).decode("utf-8-sig"))
