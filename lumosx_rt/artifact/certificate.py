@@ -74,4 +74,4 @@ def demand(folder: Path, *, unverified: bool) -> None:
             f"{folder} has not been compared with the reference; "
             f"do it with `lumosx-rt verify {folder} SCENE`"
         )
-        warnings.warn(said, NotVerified, stacklevel=3)
+        warnings.warn(said, NotVerified, stacklevel=4)

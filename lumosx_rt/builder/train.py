@@ -30,7 +30,7 @@ def train(
     """Train what a name says, in a folder; return the finished bundle, folder/bundle.
 
     recipe: "tiny" for the drawn world's LumosX, encoders included, or FILE.py:FUNCTION, a function
-    that returns a `Recipe`; what lies beside the file can be imported, as by `python FILE.py`. A
+    that returns a `Recipe`; what lies beside the file can be imported. A
     run that was killed goes on where it was. device: cpu or cuda. processes: workers that make
     latents. report: shown the plan before anything starts. Raises LumosXError for a name that says
     nothing, for what the file raises, for a folder with another run in it, for too little memory.
