@@ -77,16 +77,14 @@ def _hints(of: Any) -> dict[str, Any]:
 
 
 def _options(given: dict[str, Any], hint: Any, name: str) -> dict[str, Any]:
-    """Check `**options` that a TypedDict describes."""
+    """Make `**options` plain that a TypedDict describes; others are the function's to know."""
     if typing.get_origin(hint) is not typing.Unpack:
         return given
     (table,) = typing.get_args(hint)
     hints = _hints(table)
-    if unknown := sorted(set(given) - set(hints)):
-        raise BadInput(
-            f"{name}: no option {', '.join(unknown)}; accepted are {', '.join(sorted(hints))}"
-        )
-    return {key: plain(value, hints[key], f"{name}: {key}") for key, value in given.items()}
+    return {
+        key: plain(value, hints.get(key, Any), f"{name}: {key}") for key, value in given.items()
+    }
 
 
 def _fitted(value: Any, hint: Any) -> Any:

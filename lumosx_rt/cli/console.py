@@ -6,21 +6,21 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
-from typer.models import OptionInfo
 
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.progress import Progress
 
 REFUSED, USAGE, INTERRUPTED = 1, 2, 130
 _NO_MEMORY = re.compile(r"not enough memory|out of memory|can't allocate", re.IGNORECASE)
+OPTIONS: set[str] = set()
+"""The names of all options of all commands, like max_memory; the program fills it."""
 log = logging.getLogger("lumosx_rt")
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -85,22 +85,7 @@ def _is_of_an_option(error: LumosXError) -> bool:
     if subject == "video size":
         return True
     name = subject.partition(" (")[0].replace(" ", "_")
-    return "got " in told and (name in _options() or name.removesuffix("s") in _options())
-
-
-@cache
-def _options() -> set[str]:
-    """Return the names of all options of all commands, like max_memory."""
-    from lumosx_rt.cli.main import COMMANDS
-
-    names: set[str] = set()
-    for command in COMMANDS:
-        for name, hint in get_type_hints(command, include_extras=True).items():
-            for option in getattr(hint, "__metadata__", ()):
-                if isinstance(option, OptionInfo):
-                    words = [option.default, *(option.param_decls or ())]  # the first one's place
-                    names |= {name, *(str(word).strip("-").replace("-", "_") for word in words)}
-    return names
+    return "got " in told and bool({name, name.removesuffix("s")} & OPTIONS)
 
 
 class _Said(logging.Handler):

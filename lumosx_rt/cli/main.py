@@ -7,15 +7,16 @@ comes back. Nothing heavy is imported before a command runs.
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
 from lumosx_rt.cli.bench import bench
 from lumosx_rt.cli.build import build
 from lumosx_rt.cli.calibrate import calibrate
-from lumosx_rt.cli.console import show_log
+from lumosx_rt.cli.console import OPTIONS, show_log
 from lumosx_rt.cli.doctor import doctor
 from lumosx_rt.cli.generate import generate
 from lumosx_rt.cli.inspect import inspect
@@ -46,10 +47,21 @@ def program(commands: Sequence[Callable[..., Any]] = COMMANDS) -> typer.Typer:
         help="Compile a LumosX checkpoint into an engine, run it, and prove it makes the same "
         "video.",
     )
-    made.callback()(_options)
+    made.callback()(_program_options)
     for command in commands:
         made.command()(command)
+        OPTIONS.update(_options(command))
     return made
+
+
+def _options(command: Callable[..., Any]) -> Iterator[str]:
+    """Yield the names of a command's options, as its function and as its users write them."""
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        for option in getattr(hint, "__metadata__", ()):
+            if isinstance(option, OptionInfo):
+                yield name
+                for word in (option.default, *(option.param_decls or ())):  # the first one's place
+                    yield str(word).strip("-").replace("-", "_")
 
 
 def _version(wanted: bool) -> None:
@@ -58,7 +70,7 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _options(
+def _program_options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,

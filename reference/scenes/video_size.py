@@ -8,6 +8,7 @@ from lumosx_rt.reference.numbers import whole_number
 
 TIME_FACTOR, SPACE_FACTOR = 4, 8  # pixels per latent of the Wan2.1 VAE
 MOST_FRAMES, MOST_SIDE = 1 + 4 * 4096, 1 << 15  # far beyond what any model is for
+MOST_PIXELS = 4096 * 4096  # of a frame; every reference picture is fitted to one
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,12 @@ class VideoSize:
                 near = [n for n in (value - past, value - past + step) if n <= most]
                 said = " or ".join(map(str, near))
                 yield f"{name} must be {rule}, got {value}; the nearest is {said}"
+        sides = (self.height, self.width)
+        if all(isinstance(side, int) for side in sides) and self.height * self.width > MOST_PIXELS:
+            yield (
+                f"height x width must be at most {MOST_PIXELS:,} pixels, got "
+                f"{self.height} x {self.width}"
+            )
 
     @property
     def latent(self) -> tuple[int, int, int]:

@@ -41,6 +41,7 @@ def test_what_is_given_is_made_plain():
     found = called(Path("a"), Path("b"), scale=1, seeds=iter([1]), depth=np.int8(4))
     assert found == (Path("a"), Path("b"), None, 1.0, "fast", (1,), False, {"depth": 4})
     assert type(called("a", "b", count=np.int64(3))[2]) is int
+    assert called("a", "b", warp="x")[-1] == {"warp": "x"}  # the function's own to know
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,6 @@ def test_what_is_given_is_made_plain():
         ({"table": [1]}, "table must be a Mapping or None"),
         ({"force": 1}, "force must be a bool"),
         ({"depth": "x"}, "called: depth must be an integer or None"),
-        ({"warp": 1}, "called: no option warp; accepted are depth"),
     ],
 )
 def test_what_is_of_another_kind_is_refused(given, said):
