@@ -25,7 +25,7 @@ from lumosx_rt.calibration.sites import (
 from lumosx_rt.kernels.qdq import scale_of
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.errors import BadInput, LumosXError, listing
 from lumosx_rt.reference.files import read_json, write_atomically
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Calibration:
                 if site.weight_amax and not _close(_weight_amax(model, name), site.weight_amax)
             ]
         if problems:
-            raise LumosXError(listing("calibration", problems) + "\ncalibrate this checkpoint anew")
+            raise BadInput(listing("calibration", problems) + "\ncalibrate this checkpoint anew")
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all."""
@@ -133,12 +133,12 @@ def scales_of(name: str, amax: dict[str, list[float | None]], scheme: Scheme) ->
 def read_calibration(path: Path) -> Calibration:
     """Read and check a calibration. Raises one LumosXError naming everything that is wrong."""
     if path.is_file() and path.stat().st_size > LIMIT_BYTES:
-        raise LumosXError(f"{path}: larger than any calibration ({LIMIT_BYTES} bytes)")
+        raise BadInput(f"{path}: larger than any calibration ({LIMIT_BYTES} bytes)")
     raw = read_json(path, LIMIT_BYTES)
     if type(raw.get("format")) is not int or raw["format"] < 1:
-        raise LumosXError(f"{path}: no calibration, it has no positive integer `format`")
+        raise BadInput(f"{path}: no calibration, it has no positive integer `format`")
     if raw["format"] > FORMAT:
-        raise LumosXError(
+        raise BadInput(
             f"{path}: format {raw['format']} is newer than {FORMAT}, the newest this version "
             "reads; upgrade lumosx-rt or calibrate again"
         )
@@ -146,7 +146,7 @@ def read_calibration(path: Path) -> Calibration:
     if not problems:
         problems = [*_head_problems(raw), *_site_problems(raw)]
     if problems:
-        raise LumosXError(listing(str(path), problems) + "\ncalibrate again")
+        raise BadInput(listing(str(path), problems) + "\ncalibrate again")
     sites = {name: Site(**site) for name, site in raw["sites"].items()}
     return Calibration(**raw | {"sites": sites, "unquantized": tuple(raw["unquantized"])})
 

@@ -5,7 +5,7 @@ Imports no torch, because manifests are read without it.
 
 from dataclasses import dataclass
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,5 +45,5 @@ ROUNDING = 1e-6
 def format_of(name: str) -> Format:
     """Look up a format. Raises LumosXError for one that does not exist."""
     if name not in FORMATS:
-        raise LumosXError(f"precision: got '{name}', accepted are {', '.join(FORMATS)}")
+        raise BadInput(f"precision: got '{name}', accepted are {', '.join(FORMATS)}")
     return FORMATS[name]

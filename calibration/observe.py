@@ -32,7 +32,7 @@ from lumosx_rt.reference.backbones.ops import (
     SelfAttentionOp,
 )
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.packages import require
 from lumosx_rt.reference.sampling.request import Request
 
@@ -91,7 +91,7 @@ class Observer:
             return
         x = x.float()
         if not torch.isfinite(x).all():
-            raise LumosXError(
+            raise BadInput(
                 f"{site}: its operand `{operand}` is not finite in timestep bin {self.bin}; no "
                 "scale fits that. Check the weights, or observe in fp32"
             )

@@ -13,7 +13,7 @@ from torch import Tensor
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.encoders.umt5 import TextEncoder
 from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder
-from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.errors import BadInput, listing
 from lumosx_rt.reference.files import read_json
 from lumosx_rt.reference.sampling.denoise import denoise, guided_velocity
 from lumosx_rt.reference.sampling.eager import EagerBackend
@@ -56,7 +56,7 @@ class Sampling:
     def __post_init__(self) -> None:
         Schedule.released(self.steps, self.shift)
         if not 1 <= self.bins <= self.steps:
-            raise LumosXError(f"bins: needs 1 to {self.steps} (the steps), got {self.bins}")
+            raise BadInput(f"bins: needs 1 to {self.steps} (the steps), got {self.bins}")
 
     @property
     def schedule(self) -> Schedule:
@@ -97,14 +97,14 @@ def find_scenes(what: str, count: int | None = None) -> SceneSet:
         found = _folders(path)
     else:
         names = ", ".join(sorted(file.stem for file in LISTS.glob("*.json")))
-        raise LumosXError(
+        raise BadInput(
             f"scenes: got '{what}', accepted are {names}, a JSON list like these, or a folder of "
             "prompt folders"
         )
     if count is None:
         return found
     if not 1 <= count <= len(found.scenes):
-        raise LumosXError(f"count: got {count}, '{found.name}' has 1 to {len(found.scenes)} scenes")
+        raise BadInput(f"count: got {count}, '{found.name}' has 1 to {len(found.scenes)} scenes")
     return SceneSet(found.name, found.sha256, found.scenes[:count], found.seeds[:count])
 
 
@@ -185,7 +185,7 @@ def _listed(file: Path) -> SceneSet:
     raw = read_json(file)
     entries, held_out = raw.get("scenes"), raw.get("held_out")
     if not isinstance(entries, list) or not entries or not isinstance(held_out, bool):
-        raise LumosXError(f"{file}: a list has `name`, `held_out`, `sha256` and some `scenes`")
+        raise BadInput(f"{file}: a list has `name`, `held_out`, `sha256` and some `scenes`")
     problems, stories = [], []
     for number, entry in enumerate(entries):
         told = _story(entry, held_out)
@@ -196,10 +196,10 @@ def _listed(file: Path) -> SceneSet:
         else:
             stories.append(told)
     if problems:
-        raise LumosXError(listing(str(file), problems))
+        raise BadInput(listing(str(file), problems))
     digest = _digest(map(repr, stories))
     if digest != raw.get("sha256"):
-        raise LumosXError(f"{file}: this version draws its scenes otherwise than its sha256 says")
+        raise BadInput(f"{file}: this version draws its scenes otherwise than its sha256 says")
     scenes = tuple(map(scene_of, stories))
     return SceneSet(str(raw.get("name")), digest, scenes, tuple(told.seed for told in stories))
 
@@ -221,7 +221,7 @@ def _folders(root: Path) -> SceneSet:
         if any((path / name).is_file() for name in ("caption.txt", SCENE_FILE))
     ]
     if not folders:
-        raise LumosXError(f"{root}: no prompt folders in it (a folder with a caption.txt)")
+        raise BadInput(f"{root}: no prompt folders in it (a folder with a caption.txt)")
     scenes = tuple(Scene.load(path) for path in folders)
     said = (
         json.dumps([scene.caption, [r.word for r in scene.references]])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lumosx_rt.reference.backbones.ops import over_seeds
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 
 Scales = dict[str, dict[str, float]]
 """Site -> role (x; q, k, v) -> what divides its operand into e4m3's range."""
@@ -28,13 +28,13 @@ class Scheme:
             ("activations", ("tensor", "row")),
         ):
             if getattr(self, name) not in accepted:
-                raise LumosXError(
+                raise BadInput(
                     f"{name}: got {getattr(self, name)!r}, accepted are {', '.join(accepted)}"
                 )
         if type(self.smooth_keys) is not bool:
-            raise LumosXError(f"smooth_keys: got {self.smooth_keys!r}, accepted are true, false")
+            raise BadInput(f"smooth_keys: got {self.smooth_keys!r}, accepted are true, false")
         if self.activations == "row" and not self.smooth_keys:
-            raise LumosXError("activations a row at a time come with smoothed keys, as in kernels/")
+            raise BadInput("activations a row at a time come with smoothed keys, as in kernels/")
 
 
 def centred(video_k: Tensor, condition_k: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from lumosx_rt.calibration.sensitivity import Effect, decibels
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 
 Measure = Callable[[Collection[str]], tuple[float, ...]]
 """Sites in FP8 -> noise / signal of the velocity in every timestep bin."""
@@ -91,4 +91,4 @@ def choose(
 def check_budget(budget: float) -> None:
     """Raise LumosXError for what is no budget."""
     if not math.isfinite(budget) or budget <= 0:
-        raise LumosXError(f"budget: a signal-to-noise ratio above 0 dB is needed, got {budget}")
+        raise BadInput(f"budget: a signal-to-noise ratio above 0 dB is needed, got {budget}")

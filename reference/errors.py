@@ -8,7 +8,7 @@ class LumosXError(Exception):
     """What kind of refusal it is, in one word for programs; it stays from version to version."""
 
 
-class BadInput(LumosXError, ValueError):
+class BadInput(LumosXError):
     """What was given is wrong: a file, a scene, a number, a name."""
 
     code = "bad_input"

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 
 _JSON_LIMIT_BYTES = 1 << 27
 _TEXT_LIMIT_BYTES = 1 << 20
@@ -89,7 +89,7 @@ def open_regular(
         file, status = _opened(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise LumosXError(f"{what} '{os.fspath(path)}' cannot be opened: {reason}") from error
+        raise BadInput(f"{what} '{os.fspath(path)}' cannot be opened: {reason}") from error
     problem = None
     if stat.S_ISDIR(status.st_mode):
         problem = "is a folder, not a file"
@@ -104,7 +104,7 @@ def open_regular(
         file.seek(0)
     if problem:
         file.close()
-        raise LumosXError(f"{what} '{os.fspath(path)}' {problem}")
+        raise BadInput(f"{what} '{os.fspath(path)}' {problem}")
     return file
 
 
@@ -151,14 +151,14 @@ def look_at(path: Path, what: str, accepted: Collection[str] = ()) -> None:
 def read_json(path: Path, max_bytes: int = _JSON_LIMIT_BYTES) -> dict[str, Any]:
     """Read a JSON object from an untrusted file. Raises LumosXError if it is not one."""
     if not os.path.lexists(path):
-        raise LumosXError(f"{path}: not readable as JSON (no such file)")
+        raise BadInput(f"{path}: not readable as JSON (no such file)")
     try:
         with open_regular(path, max_bytes, "JSON file", ("json",)) as file:
             found = json.loads(file.read(max_bytes).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise LumosXError(f"{path}: not readable as JSON ({error})") from error
+        raise BadInput(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(found, dict):
-        raise LumosXError(f"{path}: a JSON object is expected, not a {type(found).__name__}")
+        raise BadInput(f"{path}: a JSON object is expected, not a {type(found).__name__}")
     return found
 
 
@@ -167,7 +167,7 @@ def hash_file(total: "hashlib._Hash", path: Path) -> None:
     file, status = _opened(path)
     with file:
         if not stat.S_ISREG(status.st_mode):
-            raise LumosXError(f"'{path}' is no regular file; put the file itself there")
+            raise BadInput(f"'{path}' is no regular file; put the file itself there")
         while block := file.read(_BLOCK_BYTES):
             total.update(block)
 
@@ -187,7 +187,7 @@ def inside(root: Path, relative: str) -> Path:
     except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, links in a circle
         held = False
     if not held:
-        raise LumosXError(
+        raise BadInput(
             f"{relative!r:.200} leads out of the folder '{root}'; copy the file into it and give "
             "a relative path"
         )
@@ -202,7 +202,7 @@ def read_text(path: Path, what: str) -> str:
         try:
             return file.read(_TEXT_LIMIT_BYTES).decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise LumosXError(f"{what} '{path}' is not UTF-8 text ({error}); save it so") from error
+            raise BadInput(f"{what} '{path}' is not UTF-8 text ({error}); save it so") from error
 
 
 # -- where output goes ----------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def place_of(out: str | os.PathLike[str]) -> Path:
     """
     found = Path(os.path.realpath(out))
     if found.is_symlink():
-        raise LumosXError(f"{out}: links that lead in a circle; give another name")
+        raise BadInput(f"{out}: links that lead in a circle; give another name")
     return found
 
 
@@ -238,7 +238,7 @@ def try_place(out: Path) -> None:
 def try_folder(folder: Path) -> None:
     """Refuse a folder that nothing can be written into, as `try_place` does; it is not renamed."""
     if os.path.lexists(folder) and not folder.is_dir():
-        raise LumosXError(f"{folder} is a file, not a folder; choose another place")
+        raise BadInput(f"{folder} is a file, not a folder; choose another place")
     with _tried(folder if folder.is_dir() else nearest_folder(folder), folder):
         pass
 
@@ -261,7 +261,7 @@ def _tried(inside: Path, out: Path) -> Iterator[Path]:
         reason = error.strerror
         if error.errno in (errno.EBUSY, errno.EXDEV):
             reason = "it is mounted there, so nothing can take its place; give a folder inside it"
-        raise LumosXError(
+        raise BadInput(
             f"{out}: cannot be written in {inside} ({reason}); choose another place"
         ) from error
 
@@ -376,7 +376,7 @@ def _busy(holder: bytes, path: Path, what: str, waiting: Callable[[str], None] |
     pid = holder.decode("ascii", "replace").strip()
     whose = f" (pid {pid})" if pid.isdigit() else ""
     if waiting is None:
-        raise LumosXError(
+        raise BadInput(
             f"{path}: another {what} is under way there{whose}; wait until it has finished, or "
             "choose another place"
         )

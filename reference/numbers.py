@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 
 
 def whole_number(value: Any, what: str, least: int, most: int) -> int:
@@ -18,7 +18,7 @@ def whole_number(value: Any, what: str, least: int, most: int) -> int:
     except (TypeError, ValueError, RuntimeError):
         found = None
     if found is None or not least <= found <= most:
-        raise LumosXError(f"{what}: got {_shown(value)}, accepted are integers {least} to {most}")
+        raise BadInput(f"{what}: got {_shown(value)}, accepted are integers {least} to {most}")
     return found
 
 
@@ -31,9 +31,7 @@ def real_number(value: Any, what: str, least: float, most: float) -> float:
     except (TypeError, ValueError, RuntimeError, OverflowError):
         found = math.nan
     if not least <= found <= most:
-        raise LumosXError(
-            f"{what}: got {_shown(value)}, accepted are numbers {least:g} to {most:g}"
-        )
+        raise BadInput(f"{what}: got {_shown(value)}, accepted are numbers {least:g} to {most:g}")
     return found
 
 
@@ -41,13 +39,13 @@ def whole_numbers(values: Any, what: str, least: int, most: int, count: int) -> 
     """Return a list, array or tensor of at most `count` integers as a tuple. Raises LumosXError."""
     expected = f"accepted is a list of integers, like {what}=[3]"
     if isinstance(values, str | bytes | bytearray | dict) or not isinstance(values, Iterable):
-        raise LumosXError(f"{what}: got {_shown(values)}, {expected}")
+        raise BadInput(f"{what}: got {_shown(values)}, {expected}")
     try:
         found = list(islice(values, count + 1))
     except (TypeError, RuntimeError):  # an array or a tensor without axes
-        raise LumosXError(f"{what}: got {_shown(values)}, {expected}") from None
+        raise BadInput(f"{what}: got {_shown(values)}, {expected}") from None
     if len(found) > count:
-        raise LumosXError(f"{what}: more than {count}, accepted are at most {count}")
+        raise BadInput(f"{what}: more than {count}, accepted are at most {count}")
     return tuple(whole_number(value, what, least, most) for value in found)
 
 

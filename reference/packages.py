@@ -8,7 +8,7 @@ is an extra (pyproject.toml), asked for before any long work by `require`.
 import sys
 from importlib.util import find_spec
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import Unsupported
 
 EXTRAS = {
     "onnxruntime": "cpu",
@@ -39,7 +39,7 @@ def require(purpose: str, *modules: str) -> None:
     if absent:
         extras = ",".join(dict.fromkeys(EXTRAS[module] for module in absent))
         hint = " ([cuda] in place of [cpu] for a GPU)" if "cpu" in extras.split(",") else ""
-        raise LumosXError(
+        raise Unsupported(
             f"{purpose} needs {', '.join(absent)}, not installed here; pip install "
             f"'lumosx-rt[{extras}]'{hint}"
         )

@@ -34,7 +34,7 @@ from lumosx_rt.reference.backbones.ops import (
     SelfAttentionOp,
 )
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 
 
 class CarriedLinear(nn.Module):
@@ -108,7 +108,7 @@ def carried(
 def check_carriable(document: Calibration) -> None:
     """Raise LumosXError where scales are found while running, which graphs do not do."""
     if document.scheme["activations"] != "tensor":
-        raise LumosXError(
+        raise BadInput(
             "calibration: its activations have a scale a row, found while running, which only the "
             "kernels of --backend torch on a GPU do; calibrate with --activations tensor"
         )

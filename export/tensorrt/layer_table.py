@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import Unsupported
 
 HEADING = "Layers:"
 TYPES = {"bf16": "BFloat16", "fp16": "Half"}
@@ -66,7 +66,7 @@ def read_layers(table: str) -> list[Layer]:
             nodes = tuple(_NODE.findall(line))
             layers.append(Layer(found["name"], found["kind"], inputs, nodes))
     if not table.startswith(HEADING) or not layers:
-        raise LumosXError(f"TensorRT returned no layer table to judge the plan by: {table[:60]!r}")
+        raise Unsupported(f"TensorRT returned no layer table to judge the plan by: {table[:60]!r}")
     return layers
 
 

@@ -18,7 +18,7 @@ from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.tensorrt.layer_table import HEADING, problems, product_problems, summary
 from lumosx_rt.export.tensorrt.variants import RTX, Dialect, missing_plugins, name_plugins
 from lumosx_rt.kernels.qdq import PROBABILITY_SCALE
-from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.errors import Unsupported, listing
 from lumosx_rt.reference.progress import Report
 
 _TICK = 0.1  # seconds
@@ -84,7 +84,7 @@ def build_plan(
         parser.set_flag(getattr(trt.OnnxParserFlag, flag))
     if not parser.parse_from_file(str(graph)):
         reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-        raise LumosXError(listing(f"{graph.name}: TensorRT cannot parse it", reasons))
+        raise Unsupported(listing(f"{graph.name}: TensorRT cannot parse it", reasons))
     named = _name_attention(trt, network, sites)
     own = name_plugins(trt, network, plugins)
     constants = [_quantize_softmax(trt, network, named[site]) for site in fp8.attention]
@@ -104,7 +104,7 @@ def build_plan(
     plan = _build(trt, builder, network, config, report)
     del constants  # the network only pointed to them
     if plan is None:
-        raise LumosXError(log.refusal("TensorRT cannot build the plan"))
+        raise Unsupported(log.refusal("TensorRT cannot build the plan"))
     layers = dialect.layers(trt, log, log.table, plan)
     wrong = log.warnings_of("Unused Input")
     wrong += problems(layers, sites, [tensor.name for tensor in inputs], precision, fp8.attention)
@@ -113,7 +113,7 @@ def build_plan(
         wrong = missing_plugins(layers, own)
     wrong += product_problems(layers, fp8.products)
     if wrong:
-        raise LumosXError(listing("the plan is not what the model asks for", wrong))
+        raise Unsupported(listing("the plan is not what the model asks for", wrong))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(memoryview(plan))
     return {
@@ -156,7 +156,7 @@ def _name_attention(trt: Any, network: Any, sites: Sequence[str]) -> dict[str, A
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     found = [layer for layer in layers if layer.type in kinds]
     if len(found) != len(sites):
-        raise LumosXError(f"the graph has {len(found)} attentions, the model {len(sites)}")
+        raise Unsupported(f"the graph has {len(found)} attentions, the model {len(sites)}")
     for layer, site in zip(found, sites, strict=True):
         layer.metadata = f"[ONNX Layer: {site}]"
     return dict(zip(sites, found, strict=True))
@@ -179,7 +179,7 @@ def _aim(trt: Any, config: Any, targets: Sequence[str]) -> None:
     for index, target in enumerate(targets):
         capability = getattr(trt.ComputeCapability, target.upper().replace("_", ""))
         if not config.set_compute_capability(capability, index):
-            raise LumosXError(f"targets: TensorRT does not accept {target}")
+            raise Unsupported(f"targets: TensorRT does not accept {target}")
 
 
 def _build(trt: Any, builder: Any, network: Any, config: Any, report: Report) -> Any:

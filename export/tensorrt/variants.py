@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lumosx_rt.export.tensorrt.layer_table import Layer, read_layers
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import Unsupported
 
 DOMAIN = "lumosx"
 
@@ -47,7 +47,7 @@ def inspected_layers(trt: Any, log: Any, table: str, plan: Any) -> list[Layer]:
     """Return the kernels as the engine inspector of TensorRT 10 and 11 tells them, on a GPU."""
     engine = trt.Runtime(log).deserialize_cuda_engine(memoryview(plan))
     if engine is None:
-        raise LumosXError("TensorRT cannot load the plan that it built a moment ago")
+        raise Unsupported("TensorRT cannot load the plan that it built a moment ago")
     inspector = engine.create_engine_inspector()
     return read_inspected(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
@@ -81,7 +81,7 @@ def read_inspected(text: str) -> list[Layer]:
     except (ValueError, KeyError, TypeError, AttributeError):
         layers = []
     if not layers:
-        raise LumosXError(f"TensorRT returned no layers to judge the plan by: {text[:60]!r}")
+        raise Unsupported(f"TensorRT returned no layers to judge the plan by: {text[:60]!r}")
     return layers
 
 
@@ -118,7 +118,7 @@ def name_plugins(trt: Any, network: Any, plugins: Mapping[str, str]) -> list[str
     if len(found) != len(plugins):
         lost = set(plugins) - {layer.name for layer in found}
         kinds = sorted({plugins[name] for name in lost})
-        raise LumosXError(
+        raise Unsupported(
             f"TensorRT made {len(found)} plugins of the graph's {len(plugins)} opaque nodes; "
             f"without one: {', '.join(kinds)}"
         )

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.errors import BadInput, listing
 from lumosx_rt.reference.files import read_json
 
 DEFAULTS_FILE, TRAINED_FOR = "defaults.json", "trained_for"
@@ -34,7 +34,7 @@ def read_defaults(root: Path) -> dict[str, Any]:
     problems = [f"{name!r} is not known" for name in found if name not in (*KINDS, TRAINED_FOR)]
     problems += default_problems(RELEASED | found)
     if problems:
-        raise LumosXError(listing(str(file), problems))
+        raise BadInput(listing(str(file), problems))
     return RELEASED | found
 
 

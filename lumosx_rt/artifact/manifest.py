@@ -28,7 +28,7 @@ from typing import Any
 from lumosx_rt.artifact.defaults import default_problems
 from lumosx_rt.calibration.formats import FORMATS
 from lumosx_rt.reference.backbones.config import LumosXConfig
-from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.errors import BadInput, LumosXError, listing
 from lumosx_rt.reference.files import (
     of_the_system,
     read_json,
@@ -106,17 +106,17 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not os.path.lexists(path) or path.is_dir():
-        raise LumosXError(
+        raise BadInput(
             f"{folder} is not an engine: there is no {MANIFEST}; "
             "make one with `lumosx-rt build CHECKPOINT -o ENGINE`"
         )
     if path.is_file() and path.stat().st_size > _MAX_MANIFEST_BYTES:
-        raise LumosXError(f"{path}: larger than any manifest ({_MAX_MANIFEST_BYTES} bytes)")
+        raise BadInput(f"{path}: larger than any manifest ({_MAX_MANIFEST_BYTES} bytes)")
     raw = read_json(path, _MAX_MANIFEST_BYTES)
     if not _has_format(raw):
-        raise LumosXError(f"{path}: has no positive integer `format`; build the engine again")
+        raise BadInput(f"{path}: has no positive integer `format`; build the engine again")
     if raw["format"] > FORMAT:
-        raise LumosXError(
+        raise BadInput(
             f"{path}: format {raw['format']} is newer than {FORMAT}, the newest this version "
             "reads; upgrade lumosx-rt or build the engine again"
         )
@@ -125,7 +125,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not problems:
         problems = [p for name in raw["files"] for p in path_problems(name, raw["backend"])]
     if problems:
-        raise LumosXError(listing(str(path), problems))
+        raise BadInput(listing(str(path), problems))
     records = {name: FileRecord(**record) for name, record in raw["files"].items()}
     return Manifest(**raw | {"files": records})
 
@@ -268,7 +268,7 @@ def check_files(folder: Path, manifest: Manifest, *, hashes: bool = True) -> Non
     problems = [problem for kind in found.values() for problem in kind]
     if problems:
         advice = [_ADVICE[kind] for kind, some in found.items() if some]
-        raise LumosXError(listing(f"engine {folder}", problems) + "\n" + "\n".join(advice))
+        raise BadInput(listing(f"engine {folder}", problems) + "\n" + "\n".join(advice))
 
 
 _ADVICE = {

@@ -15,7 +15,7 @@ from lumosx_rt.reference.backbones.config import PRESETS, LumosXConfig
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.checkpoints.bundle import COMPONENTS, Bundle, find_bundle
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.numbers import whole_number
 
 MOST_SEED = 2**63 - 1  # that torch's generators take
@@ -63,7 +63,7 @@ class RandomSource:
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", whole_number(self.seed, "seed", 0, MOST_SEED))
         if self.preset not in PRESETS:
-            raise LumosXError(
+            raise BadInput(
                 f"preset: got '{self.preset}', accepted are {', '.join(sorted(PRESETS))}"
             )
 
@@ -124,7 +124,7 @@ def source_of(manifest: Manifest, checkpoint: str | Path | None) -> Source:
         known = [find_bundle(checkpoint)] if checkpoint else cache.places(str(identity["sha256"]))
         found = [CheckpointSource(bundle, config) for bundle in known]
     if not found:
-        raise LumosXError(
+        raise BadInput(
             "the checkpoint this engine was built from is not where it was; "
             "name it with --checkpoint"
         )
@@ -133,7 +133,7 @@ def source_of(manifest: Manifest, checkpoint: str | Path | None) -> Source:
         digests.append(source.identity()["sha256"])
         if digests[-1] == identity["sha256"]:
             return source
-    raise LumosXError(
+    raise BadInput(
         f"the engine was built from other weights: sha256 {identity['sha256'][:12]}..., "
         f"these have {digests[0][:12]}...; name the right ones with --checkpoint, or build again"
     )
@@ -155,7 +155,7 @@ def encoders_of(manifest: Manifest, engine: Path, components: str | Path | None)
         known = {b.root: b for digest in wanted.values() for b in cache.places(digest)}
         candidates += [(str(root), bundle) for root, bundle in known.items()]
     if not candidates:
-        raise LumosXError(
+        raise BadInput(
             "this engine comes without text encoder, tokenizer and VAE; name a folder that holds "
             "them with --components, or build it with --self-contained"
         )
@@ -173,4 +173,4 @@ def encoders_of(manifest: Manifest, engine: Path, components: str | Path | None)
             return bundle
         reasons += [f"{where}: no {name}" for name in missing]
         reasons += [f"{where}: {name} is not the one this engine belongs to" for name in foreign]
-    raise LumosXError("components: " + "; ".join(reasons))
+    raise BadInput("components: " + "; ".join(reasons))

@@ -12,7 +12,7 @@ from lumosx_rt.backends.onnxruntime.room import ONNXRUNTIME
 from lumosx_rt.backends.tensorrt.room import TENSORRT
 from lumosx_rt.backends.tensorrt_rtx.room import TENSORRT_RTX
 from lumosx_rt.backends.torch.room import TORCH
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import Unsupported
 from lumosx_rt.reference.sampling.inputs import Backend
 from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy
 
@@ -38,13 +38,13 @@ def compiler_of(
     known = {found for row in BACKENDS.values() for found in row.option_names}
     for name, value in given.items():
         if name not in known:
-            raise LumosXError(
+            raise Unsupported(
                 f"build: '{name}' is no option, accepted are {', '.join(sorted(known))}"
             )
         if name not in room.option_names and not any(value is unsaid for unsaid in _UNSAID):
             having = " or ".join(row.name for row in BACKENDS.values() if name in row.option_names)
             instead = room.advice.get(name, "leave it away")
-            raise LumosXError(
+            raise Unsupported(
                 f"{name}: got {value!r}, the backend {room.name} has no such option; {instead}, or "
                 f"take --backend {having}"
             )
@@ -67,7 +67,7 @@ def load_backend(
     graphs can leave parts of themselves out. Raises LumosXError for whatever does not fit.
     """
     if manifest.backend not in BACKENDS:
-        raise LumosXError(
+        raise Unsupported(
             f"{folder} was built for the backend '{manifest.backend}', this version runs "
             f"{', '.join(BACKENDS)}; build it again with --backend {AUTO}"
         )
@@ -77,5 +77,5 @@ def load_backend(
 
 def _room(name: str) -> BackendRoom:
     if name not in BACKENDS:
-        raise LumosXError(f"backend: got '{name}', accepted are auto, {', '.join(BACKENDS)}")
+        raise Unsupported(f"backend: got '{name}', accepted are auto, {', '.join(BACKENDS)}")
     return BACKENDS[name]

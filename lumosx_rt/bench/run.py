@@ -17,7 +17,7 @@ from lumosx_rt.bench.quality.table import as_text, compare, summarise
 from lumosx_rt.bench.speed.command import bench_speed
 from lumosx_rt.bench.speed.command import told as speed_told
 from lumosx_rt.bench.speed.measure import QUICK, Extent
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.files import replacing, write_atomically
 from lumosx_rt.reference.kinds import checked
 from lumosx_rt.reference.progress import Progress, Report, quiet
@@ -58,22 +58,20 @@ def benchmark(
     Raises LumosXError for whatever does not fit, before anything slow where it can.
     """
     if suite not in SUITES:
-        raise LumosXError(f"suite: got '{suite}', accepted are {', '.join(SUITES)}")
+        raise BadInput(f"suite: got '{suite}', accepted are {', '.join(SUITES)}")
     if scene_list not in LISTS:
-        raise LumosXError(f"list: got '{scene_list}', accepted are {', '.join(LISTS)}")
+        raise BadInput(f"list: got '{scene_list}', accepted are {', '.join(LISTS)}")
     given = asdict(sampling) if isinstance(sampling, Sampling) else dict(sampling or {})
     given = {name: value for name, value in given.items() if value is not None}
     if unknown := sorted(map(str, set(given) - {one.name for one in fields(Sampling)})):
-        raise LumosXError(f"sampling: {', '.join(unknown)} not known")
+        raise BadInput(f"sampling: {', '.join(unknown)} not known")
     if quick and suite != "speed":
-        raise LumosXError(f"quick: only speed can be quick, not {suite}; take --scenes for fewer")
+        raise BadInput(f"quick: only speed can be quick, not {suite}; take --scenes for fewer")
     if lossy and suite not in ("binding", "stills"):
-        raise LumosXError(
-            f"lossy: shortcuts are judged by binding, not by {suite}; leave them away"
-        )
+        raise BadInput(f"lossy: shortcuts are judged by binding, not by {suite}; leave them away")
     if suite == "speed":
         if scenes is not None or against is not None:
-            raise LumosXError("scenes, against: speed is timed without them; leave them away")
+            raise BadInput("scenes, against: speed is timed without them; leave them away")
         with held_folder(folder):
             return bench_speed(
                 path,
@@ -92,12 +90,12 @@ def benchmark(
     chosen = LISTS[scene_list]
     most = len(chosen.members)
     if scenes is not None and not 1 <= scenes <= most:
-        raise LumosXError(f"scenes: got {scenes}, '{chosen.name}' has 1 to {most}")
+        raise BadInput(f"scenes: got {scenes}, '{chosen.name}' has 1 to {most}")
     others = None
     if against is not None:
         others = read_results(against)
         if not others:
-            raise LumosXError(f"{against}: no results here; give the scenes.jsonl of another run")
+            raise BadInput(f"{against}: no results here; give the scenes.jsonl of another run")
     with held_folder(folder):
         report(f"loading {path}")
         maker = (
@@ -156,6 +154,6 @@ def _check_comparable(identity: dict[str, Any], against: Path) -> None:
     """Raise LumosXError where the other run was drawn or judged by other code."""
     file = against.parent / RUN_FILE
     if file.is_file() and read_identity(file).get("world") != identity["world"]:
-        raise LumosXError(
+        raise BadInput(
             f"{against}: judged by another version of the drawn world; run it again in a new folder"
         )

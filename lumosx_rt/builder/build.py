@@ -26,7 +26,7 @@ from lumosx_rt.calibration.formats import format_of
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.checkpoints.bundle import find_bundle
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput, TooLittleMemory
 from lumosx_rt.reference.files import held, nearest_folder, place_of
 from lumosx_rt.reference.kinds import checked
 from lumosx_rt.reference.numbers import whole_number
@@ -71,7 +71,7 @@ def build(
     )
     compiler = compiler_of(backend, asked, random=preset is not None)
     if (checkpoint is None) == (preset is None):
-        raise LumosXError("build: name either a checkpoint, or a preset for random weights")
+        raise BadInput("build: name either a checkpoint, or a preset for random weights")
     source = _source(checkpoint, preset, seed, config)
     if isinstance(source, CheckpointSource):
         report(f"checkpoint: {source.bundle.kind} layout at {checkpoint}")
@@ -151,7 +151,7 @@ def _build(
         if problem is None:
             return None
         if not force:
-            raise LumosXError(f"{problem}\nchoose another name, or replace it with --force")
+            raise BadInput(f"{problem}\nchoose another name, or replace it with --force")
     partial = out.with_name(f".{out.name}.partial")
     facts = run_stages(partial, key, source, model, limits, compiler, self_contained, report)
 
@@ -181,7 +181,7 @@ def _build(
     if failed:
         shutil.rmtree(partial)  # or the same wrong graph would be found again
         worst = max(failed, key=lambda check: check["relative_error"] / check["gate"])
-        raise LumosXError(
+        raise BadInput(
             f"the {compiler.precision} {compiler.backend} engine differs from the reference by "
             f"{worst['relative_error']:.1e} (gate {worst['gate']:.0e}); it was not kept. "
             f"{compiler.remedy}"
@@ -199,7 +199,7 @@ def _check_disk(out: Path, model: LumosX, compiler: Compiler) -> None:
     folder = nearest_folder(out)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise LumosXError(
+        raise TooLittleMemory(
             f"{folder} has {free >> 20} MiB free, the engine needs about {needed >> 20} MiB"
         )
 

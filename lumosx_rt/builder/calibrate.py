@@ -45,7 +45,7 @@ from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.checkpoints.bundle import find_bundle
 from lumosx_rt.reference.encoders.umt5 import load_text_encoder
 from lumosx_rt.reference.encoders.wan_vae import load_vae
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.files import held, place_of, replacing, try_place
 from lumosx_rt.reference.kinds import checked
 from lumosx_rt.reference.numbers import real_number, whole_number
@@ -92,10 +92,10 @@ def calibrate(
     """
     out = place_of(out)
     if out.suffix != ".json":
-        raise LumosXError(f"out: got '{out}', a file that ends in .json is needed")
+        raise BadInput(f"out: got '{out}', a file that ends in .json is needed")
     _check_free(out, force)
     if precision not in ("fp32", "bf16"):
-        raise LumosXError(f"precision: got '{precision}', accepted are fp32, bf16")
+        raise BadInput(f"precision: got '{precision}', accepted are fp32, bf16")
     budget = real_number(budget, "budget", -LARGEST, LARGEST)
     check_budget(budget)
     numbers = {"count": count, "steps": steps, "bins": bins}
@@ -133,7 +133,7 @@ def _check_free(out: Path, force: bool) -> None:
     if os.path.lexists(out) and not (force and out.is_file()):
         remedy = "choose another name with -o"
         remedy += "" if force else ", or replace it with --force"
-        raise LumosXError(f"{out} exists; {remedy}")
+        raise BadInput(f"{out} exists; {remedy}")
 
 
 class Run:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lumosx_rt.artifact.manifest import STAGES, check_files, is_engine, read_manifest
 from lumosx_rt.backends.common.compiler import Compiler
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput, LumosXError
 from lumosx_rt.reference.files import move_folder, try_place
 
 
@@ -16,7 +16,7 @@ def check_place(out: Path, force: bool) -> bool:
     """
     free = not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir()))
     if not free and not is_engine(out):
-        raise LumosXError(f"{out} exists and is no engine; choose another name, or move it away")
+        raise BadInput(f"{out} exists and is no engine; choose another name, or move it away")
     if free or force:  # else nothing is written: it is up to date, or refused
         try_place(out)
     return not free
@@ -42,14 +42,14 @@ def put_in_place(partial: Path, out: Path, *, force: bool = True) -> None:
     force: replace an engine; without it, one that came in the meantime is left alone.
     """
     if check_place(out, force=True) and not force:
-        raise LumosXError(
+        raise BadInput(
             f"{out} was built by somebody else in the meantime; what was built here is kept: "
             "the same command with --force puts it there"
         )
     try:
         move_folder(partial, out)
     except OSError as error:
-        raise LumosXError(
+        raise BadInput(
             f"{out}: the finished engine cannot take its place ({error.strerror}); it is kept, "
             "make room there, and give the same command again"
         ) from error

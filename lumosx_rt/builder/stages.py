@@ -16,7 +16,7 @@ from lumosx_rt.backends.common.compiler import Compiler
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput, LumosXError
 from lumosx_rt.reference.files import read_json, remove, write_atomically
 from lumosx_rt.reference.progress import Report
 
@@ -90,7 +90,7 @@ def _copy_components(partial: Path, source: Source, self_contained: bool, report
 
         missing = [name for name in ENCODERS if getattr(bundle, name) is None]
         if missing:
-            raise LumosXError(
+            raise BadInput(
                 f"--self-contained: {bundle.root} has no {', '.join(missing)} to copy in"
             )
         report("copying text encoder, tokenizer and VAE")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput, LumosXError
 from lumosx_rt.reference.kinds import checked
 from lumosx_rt.reference.numbers import whole_number
 from lumosx_rt.reference.progress import Progress, Report, quiet
@@ -55,19 +55,19 @@ def check_device(device: str) -> None:
     import torch
 
     if device not in ("cpu", "cuda"):
-        raise LumosXError(f"device: got '{device}', accepted are cpu, cuda")
+        raise BadInput(f"device: got '{device}', accepted are cpu, cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise LumosXError("device: got 'cuda', torch finds no GPU here; accepted is cpu")
+        raise BadInput("device: got 'cuda', torch finds no GPU here; accepted is cpu")
 
 
 def _split(recipe: str) -> tuple[Path, str]:
     """Return the file and the function of FILE.py:FUNCTION. Raises LumosXError."""
     file, _, function = recipe.rpartition(":")
     if not file:
-        raise LumosXError(f"recipe: got '{recipe}', accepted are tiny and FILE.py:FUNCTION")
+        raise BadInput(f"recipe: got '{recipe}', accepted are tiny and FILE.py:FUNCTION")
     path = Path(file)
     if not path.is_file() or path.suffix != ".py":
-        raise LumosXError(f"recipe: '{file}' is no Python file; give FILE.py:FUNCTION")
+        raise BadInput(f"recipe: '{file}' is no Python file; give FILE.py:FUNCTION")
     return path.absolute(), function
 
 
@@ -89,7 +89,7 @@ def _beside(file: Path) -> Iterator[None]:
         line = own[-1].lineno if own else getattr(error, "lineno", None)
         where = f"{own[-1].filename if own else file}, line {line}"
         said = " ".join(str(error).split())
-        raise LumosXError(f"recipe: {where} raises {type(error).__name__}: {said:.500}") from error
+        raise BadInput(f"recipe: {where} raises {type(error).__name__}: {said:.500}") from error
     finally:
         sys.path.remove(folder)
         for name in set(sys.modules) - known:  # another recipe may have others of these names
@@ -111,16 +111,16 @@ def _recipe_of(file: Path, function: str) -> Any:
         module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     elif getattr(module, "__file__", None) != str(file):
-        raise LumosXError(f"recipe: '{file.name}' has the name of another module; rename it")
+        raise BadInput(f"recipe: '{file.name}' has the name of another module; rename it")
     made = getattr(module, function, None)
     if not callable(made):
-        raise LumosXError(f"recipe: '{file}' has no function '{function}'")
+        raise BadInput(f"recipe: '{file}' has no function '{function}'")
     try:
         inspect.signature(made).bind()
     except (TypeError, ValueError) as error:
-        raise LumosXError(f"recipe: '{function}' is called without anything: {error}") from None
+        raise BadInput(f"recipe: '{function}' is called without anything: {error}") from None
     recipe = made()
     if not isinstance(recipe, Recipe):
         name = f"{file}:{function}"
-        raise LumosXError(f"recipe: {name} returns {type(recipe).__name__}, a Recipe is needed")
+        raise BadInput(f"recipe: {name} returns {type(recipe).__name__}, a Recipe is needed")
     return recipe

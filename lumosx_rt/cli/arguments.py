@@ -1,6 +1,5 @@
 """Words of the command line as the values they mean. Nothing heavy is imported."""
 
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,7 +98,7 @@ def video_size(
 
 def largest_size(size: str | None) -> Any:
     """A `VideoSize` from text like 81x480x832; None from None. Raises LumosXError."""
-    from lumosx_rt.reference.errors import LumosXError
+    from lumosx_rt.reference.errors import BadInput
     from lumosx_rt.reference.scenes.video_size import VideoSize
 
     if size is None:
@@ -107,23 +106,22 @@ def largest_size(size: str | None) -> Any:
     try:
         frames, height, width = (int(side) for side in size.split("x"))
     except ValueError:
-        raise LumosXError(f"max_size: got '{size}', accepted is like 81x480x832") from None
+        raise BadInput(f"max_size: got '{size}', accepted is like 81x480x832") from None
     return VideoSize(frames, height, width)
 
 
 def transformer_config(path: Path | None) -> Any:
     """A `LumosXConfig` from a JSON file; None from None. Raises LumosXError."""
     from lumosx_rt.reference.backbones.config import LumosXConfig
-    from lumosx_rt.reference.errors import LumosXError
+    from lumosx_rt.reference.errors import BadInput
+    from lumosx_rt.reference.files import read_json
 
     if path is None:
         return None
     try:
-        return LumosXConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise LumosXError(
-            f"{path}: not a JSON file with the transformer's sizes ({error})"
-        ) from None
+        return LumosXConfig.from_dict(read_json(path))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise BadInput(f"{path}: not the transformer's sizes ({error})") from None
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

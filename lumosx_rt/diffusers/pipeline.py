@@ -184,7 +184,7 @@ class LumosXPipeline(Refusing):
         each video, or one whose seed is the first of several; new ones on the CPU, which count as
         used afterwards. latents: the noise to start from. callback_on_step_end: called as (pipe,
         step, time, tensors) after every step; it may return other latents, and stop the rest by
-        `pipe._interrupt = True`. Raises LumosXError, which is a ValueError for wrong arguments.
+        `pipe._interrupt = True`. Raises LumosXError.
         """
         self._refuse(
             attention_kwargs=attention_kwargs,

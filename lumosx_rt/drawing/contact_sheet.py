@@ -21,7 +21,7 @@ from lumosx_rt.drawing.typesetting import (
     stack,
     text_line,
 )
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 
 Spans = list[list[tuple[int, int]]]
 Words = Sequence[str]
@@ -43,12 +43,12 @@ def contact_sheet(
     scaled down. Raises LumosXError for frames of another shape.
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
-        raise LumosXError(
+        raise BadInput(
             f"contact sheet: frames must be uint8 [frames, height, width, 3], got {frames.dtype} "
             f"{list(frames.shape)}"
         )
     if columns < 1:
-        raise LumosXError(f"contact sheet: columns must be at least 1, got {columns}")
+        raise BadInput(f"contact sheet: columns must be at least 1, got {columns}")
     held = -(-len(references) // 4)  # columns of references, four to a column
     rows = max(2, min(4, len(references)))
     shown = _evenly(len(frames), columns * rows)

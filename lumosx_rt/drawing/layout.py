@@ -24,7 +24,7 @@ from lumosx_rt.drawing.typesetting import (
     text_width,
     wrapped,
 )
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 
 HIDDEN = "#eceef1"  # who does not see whom
@@ -66,7 +66,7 @@ def layout_picture(
         if not 0 <= start < stop <= len(caption or ""):
             problems.append(f"span {start} to {stop} is not in the caption")
     if problems:
-        raise LumosXError("layout picture: " + "; ".join(problems) + "; give those of one scene")
+        raise BadInput("layout picture: " + "; ".join(problems) + "; give those of one scene")
 
     words = [drawable(word) for word in words]
     colours = _colours(layout)

@@ -19,7 +19,7 @@ from lumosx_rt.calibration.formats import ROUNDED_GATE, ROUNDING, format_of
 from lumosx_rt.parity.comparison import comparison_picture
 from lumosx_rt.parity.quirks import check_quirks
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput, LumosXError
 from lumosx_rt.reference.files import replacing
 from lumosx_rt.reference.kinds import checked
 from lumosx_rt.reference.metrics import peak_signal_to_noise, relative_error
@@ -60,7 +60,7 @@ def verify(
     Raises LumosXError where it cannot compare.
     """
     if not scenes:
-        raise LumosXError("verify: needs at least one scene")
+        raise BadInput("verify: needs at least one scene")
     requests = [engine.prepare(scene, size=size, steps=steps, seeds=seeds) for scene in scenes]
     model = source_of(engine.manifest, checkpoint).load()
     reference = EagerBackend(model)

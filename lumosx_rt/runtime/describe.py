@@ -6,7 +6,7 @@ from typing import Any
 from lumosx_rt.artifact.manifest import MANIFEST, check_files, read_manifest
 from lumosx_rt.artifact.report import read_report
 from lumosx_rt.reference.checkpoints.bundle import COMPONENTS, find_bundle
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput, LumosXError
 from lumosx_rt.reference.files import replacing
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout, layout_of
 from lumosx_rt.reference.scenes.folder import SCENE_FILE
@@ -28,14 +28,14 @@ def describe(path: Path, size: VideoSize, picture: Path | None = None) -> dict[s
         return {"kind": "layout"} | _layout(layout)
     if (path / MANIFEST).is_file():
         if picture is not None:
-            raise LumosXError(f"{path} is an engine; a layout is drawn of a scene or a layout key")
+            raise BadInput(f"{path} is an engine; a layout is drawn of a scene or a layout key")
         return _engine(path)
     if path.suffix == ".toml" or any((path / n).is_file() for n in ("caption.txt", SCENE_FILE)):
         return _scene(Scene.load(path), size, picture)
     try:
         return _checkpoint(path)
     except LumosXError as error:
-        raise LumosXError(
+        raise BadInput(
             f"{path} is no engine ({MANIFEST}) and no scene (caption.txt or {SCENE_FILE}); "
             f"as a checkpoint: {error}"
         ) from None
@@ -44,7 +44,7 @@ def describe(path: Path, size: VideoSize, picture: Path | None = None) -> dict[s
 def check_picture(picture: Path | None) -> None:
     """Raise LumosXError for a name that is none of a PNG file."""
     if picture is not None and picture.suffix.lower() != ".png":
-        raise LumosXError(f"layout_png: got '{picture}', a file that ends in .png is needed")
+        raise BadInput(f"layout_png: got '{picture}', a file that ends in .png is needed")
 
 
 def _engine(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from lumosx_rt.reference.checkpoints.bundle import Bundle
 from lumosx_rt.reference.encoders.facts import EncoderFacts, encoder_facts
 from lumosx_rt.reference.encoders.umt5 import TextEncoder, load_text_encoder
 from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder, load_vae
-from lumosx_rt.reference.errors import LumosXError, NotFinite, listing
+from lumosx_rt.reference.errors import BadInput, LumosXError, NotFinite, Unsupported, listing
 from lumosx_rt.reference.kinds import checked
 from lumosx_rt.reference.mechanisms.mechanism import Layout
 from lumosx_rt.reference.sampling.denoise import denoise_together
@@ -224,7 +224,7 @@ class Engine:
         chosen = {name: value for name, value in settings.items() if value is not None}
         size = chosen.get("size", VideoSize(*(defaults[n] for n in ("frames", "height", "width"))))
         if not isinstance(size, VideoSize):
-            raise LumosXError(
+            raise BadInput(
                 f"size: got {size!r:.60}, accepted is rt.VideoSize(frames, height, width)"
             )
         asked: dict[str, Any] = {name: chosen.get(name, defaults[name]) for name in SAMPLING}
@@ -398,7 +398,7 @@ class Engine:
             if name in values and not least <= values[name] <= most
         ]
         if problems:
-            raise LumosXError(listing(what, problems))
+            raise Unsupported(listing(what, problems))
 
     @cached_property
     def components(self) -> Bundle:
@@ -410,7 +410,7 @@ class Engine:
             lambda: load_text_encoder(self.components, self.config.text_len), self.remembered
         )
         if encoder.text_dim != self.config.text_dim:
-            raise LumosXError(
+            raise BadInput(
                 f"text encoder: its embeddings are {encoder.text_dim} wide, the transformer reads "
                 f"{self.config.text_dim}; they are not of one model"
             )

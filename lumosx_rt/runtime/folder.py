@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lumosx_rt.drawing.contact_sheet import contact_sheet
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput, LumosXError
 from lumosx_rt.reference.files import held, replacing, try_place
 from lumosx_rt.reference.sampling.request import Request, ValidRequest
 from lumosx_rt.reference.sampling.solvers import SamplerState
@@ -39,7 +39,7 @@ def find_scenes(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if not os.path.lexists(path):
-            raise LumosXError(f"{path}: no such file or folder")
+            raise BadInput(f"{path}: no such file or folder")
         found += _inner_scenes(path) or [path]
     return found
 
@@ -68,7 +68,7 @@ def check_folder(out: Path) -> None:
     try:
         try_place(Path(os.path.abspath(out), "video.mp4"))
     except ValueError as error:  # no name of a file
-        raise LumosXError(f"{out!s:.200}: {error}; choose another folder with -o") from None
+        raise BadInput(f"{out!s:.200}: {error}; choose another folder with -o") from None
 
 
 def generate_all(
@@ -132,9 +132,9 @@ def _files(out: Path, scene: Scene, seeds: Sequence[int]) -> list[Path]:
 def _check_free(files: list[Path], taken: set[str], force: bool) -> None:
     for file in files:
         if str(file) in taken:
-            raise LumosXError(f"{file} was just written for another scene of that name; rename one")
+            raise BadInput(f"{file} was just written for another scene of that name; rename one")
         if file.exists() and not force:
-            raise LumosXError(f"{file} exists; choose another folder with -o, or use --force")
+            raise BadInput(f"{file} exists; choose another folder with -o, or use --force")
 
 
 def _make(

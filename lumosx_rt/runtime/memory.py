@@ -30,7 +30,7 @@ from pathlib import Path
 from lumosx_rt.calibration.formats import Format
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.encoders import tiled_decode as tiles
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import TooLittleMemory
 from lumosx_rt.reference.mechanisms.mechanism import Layout
 from lumosx_rt.reference.numbers import whole_number
 from lumosx_rt.reference.sampling.memory_plan import GIB, MemoryPlan, Tile
@@ -87,7 +87,7 @@ def plan(need: MemoryNeed, limit_bytes: int | None = None) -> MemoryPlan:
         found = replace(found, limit_bytes=limit_bytes)
         if limit_bytes is None or found.peak_bytes <= limit_bytes:
             return found
-    raise LumosXError(
+    raise TooLittleMemory(
         f"memory: needs {found}; allow more with --max-memory, or take fewer seeds or frames, a "
         "smaller size, or fewer pictures"
     )
@@ -206,7 +206,7 @@ def parse_bytes(text: str | int) -> int:
     )
     found = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
     if not 0 < found <= _MOST_BYTES:
-        raise LumosXError(
+        raise TooLittleMemory(
             f"max_memory: got '{text:.60}', accepted are a number and its unit, like 8GiB, 500MB "
             "or 8000000B"
         )

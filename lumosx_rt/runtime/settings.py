@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import TypedDict
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.scenes.video_size import VideoSize
 
 SAMPLING = ("steps", "shift", "guidance")
@@ -59,4 +59,4 @@ def check_names(given: Iterable[str]) -> None:
         for name in sorted(set(given) - set(accepted))
     ]
     if problems:
-        raise LumosXError(f"settings: {'; '.join(problems)}; accepted are {', '.join(accepted)}")
+        raise BadInput(f"settings: {'; '.join(problems)}; accepted are {', '.join(accepted)}")

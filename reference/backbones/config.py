@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 
 PATCH = (1, 2, 2)  # latent frames, rows and columns per token
 
@@ -44,13 +44,13 @@ class LumosXConfig:
                 kind = getattr(f.type, "__name__", f.type)
                 problems.append(f"{f.name} must be a positive {kind}, got {value!r}")
         if problems:
-            raise LumosXError("config: " + "; ".join(problems).replace("positive bool", "bool"))
+            raise BadInput("config: " + "; ".join(problems).replace("positive bool", "bool"))
         if self.dim % self.num_heads or self.head_dim % 2:
-            raise LumosXError(
+            raise BadInput(
                 f"config: dim {self.dim} over {self.num_heads} heads is not an even head size"
             )
         if self.freq_dim % 2:
-            raise LumosXError(f"config: freq_dim must be even, got {self.freq_dim}")
+            raise BadInput(f"config: freq_dim must be even, got {self.freq_dim}")
 
     @property
     def head_dim(self) -> int:

@@ -21,7 +21,7 @@ from lumosx_rt.reference.checkpoints.bundle import Bundle, Component, find_bundl
 from lumosx_rt.reference.checkpoints.sizes import Shapes, _most, count_blocks
 from lumosx_rt.reference.checkpoints.state import State, assign, open_state
 from lumosx_rt.reference.checkpoints.wrappers import in_common, must_be, unwrapped
-from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.errors import BadInput, listing
 from lumosx_rt.reference.files import read_json
 
 
@@ -80,7 +80,7 @@ def _check_sizes(state: State) -> None:
     """Refuse weights that do not tell how large their model is; a default one is not theirs."""
     blocks = count_blocks(state.shapes, r"blocks\.(\d+)\.")
     if not blocks or not _width(state.shapes):
-        raise LumosXError(
+        raise BadInput(
             f"{state.source}: not the weights of a whole transformer: {in_common(state.shapes)}; "
             f"they have {blocks} blocks, and tell {'a' if _width(state.shapes) else 'no'} width"
         )
@@ -112,7 +112,7 @@ def transformer_config(shapes: Shapes, described: Mapping[str, Any] | None = Non
     dim = sizes.get("dim", default.dim)
     if "num_heads" not in about:
         if dim % RELEASED_HEAD_DIM:
-            raise LumosXError(
+            raise BadInput(
                 f"transformer: width {dim} is not a multiple of {RELEASED_HEAD_DIM}, so its number "
                 "of heads is not known; put a config.json with num_heads beside the weights, "
                 "or give the config"
@@ -165,5 +165,5 @@ def _described(values: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str,
         else:
             added[name] = kind(value)
     if problems:
-        raise LumosXError(listing("config.json beside the transformer", problems))
+        raise BadInput(listing("config.json beside the transformer", problems))
     return added

@@ -19,7 +19,7 @@ from torch import Tensor
 from lumosx_rt.reference.backbones.config import PATCH, LumosXConfig
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.checkpoints import key_names as keymaps
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.files import move_folder, place_of, try_place, write_atomically
 from lumosx_rt.reference.mechanisms.lumosx.layout import ROPE_TABLE
 
@@ -56,7 +56,7 @@ def save_bundle(
     needed = sum(t.numel() * t.element_size() for m in models for t in m.state_dict().values())
     free = shutil.disk_usage(path.parent).free
     if needed > free:
-        raise LumosXError(f"{path}: needs {needed} bytes, the disk has {free} left")
+        raise BadInput(f"{path}: needs {needed} bytes, the disk has {free} left")
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as made:
         folder = Path(made) / "bundle"
         folder.mkdir()
@@ -72,7 +72,7 @@ def save_bundle(
 
 def _check_free(path: Path) -> None:
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
-        raise LumosXError(f"{path}: already exists; give a new name, or remove it")
+        raise BadInput(f"{path}: already exists; give a new name, or remove it")
 
 
 def _write_diffusers(
@@ -122,7 +122,7 @@ def _halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
     for name, tensor in found.items():
         if not torch.isfinite(tensor).all():
-            raise LumosXError(f"{name} holds numbers too large for half precision; store it whole")
+            raise BadInput(f"{name} holds numbers too large for half precision; store it whole")
     return found
 
 
@@ -150,7 +150,7 @@ def _write_released(
         default = inspect.signature(type(vae).__init__).parameters
         for name in ("latents_mean", "latents_std"):
             if list(vae.config[name]) != list(default[name].default):
-                raise LumosXError(
+                raise BadInput(
                     f"{folder}: the released layout has no place for this VAE's own {name}; "
                     "write diffusers folders (released=False)"
                 )

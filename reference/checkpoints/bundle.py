@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.files import hash_file, of_the_system, read_json
 
 COMPONENTS = ("transformer", "text_encoder", "tokenizer", "vae")
@@ -60,7 +60,7 @@ class Bundle:
         part: Component | None = getattr(self, name)
         if part is None:
             present = [f.name for f in fields(self) if isinstance(getattr(self, f.name), Component)]
-            raise LumosXError(
+            raise BadInput(
                 f"{self.root}: no {name} here, only {', '.join(present)}; {_ACCEPTED[name]}"
             )
         return part
@@ -90,7 +90,7 @@ def find_bundle(path: str | Path) -> Bundle:
     if root.is_file():
         return Bundle("transformer", root, transformer=_weights_file(root))
     if not root.is_dir():
-        raise LumosXError(f"{path}: {_why_not_there(root)}")
+        raise BadInput(f"{path}: {_why_not_there(root)}")
     text_encoder = _first(root, "text_encoder", _T5_FILE)
     tokenizer = _tokenizer(root)
     vae = _first(root, "vae", *_VAE_FILES)
@@ -101,7 +101,7 @@ def find_bundle(path: str | Path) -> Bundle:
     else:
         transformer = _weights_in(root, needed=False)
     if not any((transformer, text_encoder, tokenizer, vae)):
-        raise LumosXError(
+        raise BadInput(
             f"{root}: no checkpoint here; " + "; ".join(f"{k}: {v}" for k, v in _ACCEPTED.items())
         )
     if any((root / name).is_dir() for name in ("transformer", "text_encoder", "vae")):
@@ -162,11 +162,11 @@ def _weights_in(folder: Path, needed: bool = True) -> Component | None:
         )
         if len(found) > 1:
             names = ", ".join(f.name for f in found[:8])
-            raise LumosXError(f"{folder}: which of {names} is meant? Give the file itself")
+            raise BadInput(f"{folder}: which of {names} is meant? Give the file itself")
         if found:
             return _weights_file(found[0])
     if needed:
-        raise LumosXError(
+        raise BadInput(
             f"{folder}: no weights; accepted are all/ with .metadata (a distributed checkpoint), "
             ".safetensors, .pt and .pth"
         )
@@ -177,7 +177,7 @@ def _described_by(folder: Path) -> Path | None:
     """Return the config.json in a folder, if there is one. Raises LumosXError if it is no file."""
     config = folder / "config.json"
     if os.path.lexists(config) and not config.is_file():
-        raise LumosXError(f"{config} is no regular file, or a link to none; put the file there")
+        raise BadInput(f"{config} is no regular file, or a link to none; put the file there")
     return config if config.is_file() else None
 
 
@@ -187,7 +187,7 @@ def _weights_file(path: Path, described: bool = True) -> Component:
     if path.name.endswith(".index.json"):
         index = read_json(path).get("weight_map")
         if not isinstance(index, dict) or not index:
-            raise LumosXError(f"{path}: not the index of a sharded checkpoint (no weight_map)")
+            raise BadInput(f"{path}: not the index of a sharded checkpoint (no weight_map)")
         shards = sorted({str(name) for name in index.values()})
         beside = {f.name: f for f in path.parent.iterdir() if f.is_file()}
         files = (path, *(beside[name] for name in shards if name in beside))
@@ -196,6 +196,6 @@ def _weights_file(path: Path, described: bool = True) -> Component:
         return Component(path, "safetensors", (path,), about)
     if path.suffix in _TORCH:
         return Component(path, "torch", (path,), about)
-    raise LumosXError(
+    raise BadInput(
         f"{path}: not a checkpoint; accepted are .safetensors, .safetensors.index.json, .pt, .pth"
     )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lumosx_rt.reference.checkpoints.torch_zip import DTYPES, read_tensor
-from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.errors import BadInput, LumosXError, listing
 from lumosx_rt.reference.files import look_at, open_regular
 
 METADATA = ".metadata"
@@ -94,7 +94,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, tuple[int, ...]], Callable[
     try:
         entries = _entries(records, folder)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise LumosXError(f"{folder / METADATA}: not the metadata of a checkpoint") from error
+        raise BadInput(f"{folder / METADATA}: not the metadata of a checkpoint") from error
     shapes = {name: entry.shape for name, entry in entries.items()}
     return shapes, lambda name: _read(folder, name, entries[name])
 
@@ -107,7 +107,7 @@ def _read(folder: Path, name: str, entry: Entry) -> Tensor:
             file.seek(chunk.start)
             piece = read_tensor(io.BytesIO(file.read(chunk.length)), f"{chunk.file}: {name}")
         if tuple(piece.shape) != chunk.sizes or piece.dtype != entry.dtype:
-            raise LumosXError(
+            raise BadInput(
                 f"{folder / chunk.file}: {name} is {piece.dtype} {list(piece.shape)}, "
                 f"the metadata says {entry.dtype} {list(chunk.sizes)}"
             )
@@ -145,7 +145,7 @@ def _entries(metadata: Any, folder: Path) -> dict[str, Entry]:
     if not problems and wanted > held:
         problems.append(f"declares {wanted} bytes of tensors, the files hold {held}")
     if problems:
-        raise LumosXError(listing(str(folder / METADATA), problems))
+        raise BadInput(listing(str(folder / METADATA), problems))
     return entries
 
 
@@ -164,7 +164,7 @@ def _chosen(metadata: Any) -> dict[str, tuple[str, Any]]:
     if entry is None:
         entry = {name: about for name, about in plain.items() if "freqs" not in name}
     if not entry:
-        raise LumosXError(f"a distributed checkpoint without tensors; expected under {ENTRIES}")
+        raise BadInput(f"a distributed checkpoint without tensors; expected under {ENTRIES}")
     return entry
 
 
@@ -178,29 +178,29 @@ def _entry(
     """One tensor's chunks. Fills `sizes` with the bytes of the files it meets."""
     shape, dtype = _ints(about.size), _dtype(about.properties)
     if dtype not in DTYPES:
-        raise LumosXError(f"is stored as {dtype}; floating point is expected")
+        raise BadInput(f"is stored as {dtype}; floating point is expected")
     if not 0 < len(about.chunks) <= _MAX_CHUNKS:
-        raise LumosXError(f"has {len(about.chunks)} chunks; 1 to {_MAX_CHUNKS} are read")
+        raise BadInput(f"has {len(about.chunks)} chunks; 1 to {_MAX_CHUNKS} are read")
     chunks = []
     for piece in about.chunks:
         offsets, extent = _ints(piece.offsets), _ints(piece.sizes)
         info = stored.get((flat, offsets))
         if info is None:
-            raise LumosXError(f"the chunk at {list(offsets)} is stored nowhere")
+            raise BadInput(f"the chunk at {list(offsets)} is stored nowhere")
         if getattr(info, "transform_descriptors", None):
-            raise LumosXError("is compressed; save the checkpoint without transforms")
+            raise BadInput("is compressed; save the checkpoint without transforms")
         name = str(info.relative_path)
         if Path(name).name != name or "\\" in name or name in (".", ".."):
-            raise LumosXError(f"its file {name!r} is not a plain name in this folder")
+            raise BadInput(f"its file {name!r} is not a plain name in this folder")
         if name not in sizes:
             if not (folder / name).is_file():
-                raise LumosXError(f"its file {name} is missing")
+                raise BadInput(f"its file {name} is missing")
             look_at(folder / name, "weights", ("zip",))
             sizes[name] = (folder / name).stat().st_size
         start, length = _ints((info.offset, info.length))
         need = math.prod(extent) * dtype.itemsize
         if start + length > sizes[name] or need > length:
-            raise LumosXError(f"a chunk of {need} bytes does not lie in {name}")
+            raise BadInput(f"a chunk of {need} bytes does not lie in {name}")
         chunks.append(Chunk(offsets, extent, name, start, length))
     _check_cover(shape, chunks)
     return Entry(shape, dtype, tuple(chunks))
@@ -209,7 +209,7 @@ def _entry(
 def _check_cover(shape: tuple[int, ...], chunks: list[Chunk]) -> None:
     """Chunks must fill their tensor exactly once."""
     if any(len(c.offsets) != len(shape) or len(c.sizes) != len(shape) for c in chunks):
-        raise LumosXError("a chunk has another rank than its tensor")
+        raise BadInput("a chunk has another rank than its tensor")
     start = np.array([c.offsets for c in chunks], np.int64).reshape(len(chunks), len(shape))
     stop = start + np.array([c.sizes for c in chunks], np.int64).reshape(start.shape)
     inside = bool((stop <= np.array(shape, np.int64)).all())
@@ -220,13 +220,13 @@ def _check_cover(shape: tuple[int, ...], chunks: list[Chunk]) -> None:
         shared &= low < np.minimum(stop[:, None, axis], stop[None, :, axis])
     np.fill_diagonal(shared, False)
     if not inside or not filled or shared.any():
-        raise LumosXError(f"its chunks do not fill its shape {list(shape)} exactly once")
+        raise BadInput(f"its chunks do not fill its shape {list(shape)} exactly once")
 
 
 def _ints(values: Any) -> tuple[int, ...]:
     numbers = tuple(values)
     if len(numbers) > _MAX_RANK or any(type(n) is not int or not 0 <= n < 2**48 for n in numbers):
-        raise LumosXError(f"{str(numbers)[:80]} are not sizes")
+        raise BadInput(f"{str(numbers)[:80]} are not sizes")
     return numbers
 
 
@@ -269,13 +269,13 @@ class _Unpickler(pickle._Unpickler):
 def _unpickle(path: Path) -> Any:
     """Read `.metadata` into inert records. Raises LumosXError for a name off the list."""
     if not path.is_file():
-        raise LumosXError(f"{path.parent}: no {METADATA}, so not a distributed checkpoint")
+        raise BadInput(f"{path.parent}: no {METADATA}, so not a distributed checkpoint")
     with open_regular(path, _LIMIT_BYTES, "metadata", empty=True) as file:
         data = file.read(_LIMIT_BYTES)
     try:
         return _Unpickler(io.BytesIO(data)).load()
     except Exception as error:  # a hostile pickle may raise anything
-        raise LumosXError(
+        raise BadInput(
             f"{path}: refused at {type(error).__name__}: {str(error)[:200]}; only the records of a "
             "torch distributed checkpoint are read, and nothing in the file was run"
         ) from error

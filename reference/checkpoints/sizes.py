@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.errors import BadInput, listing
 
 _LARGEST = 1 << 20  # no width, text length or vocabulary comes near; overflow is beyond
 
@@ -27,7 +27,7 @@ def t5_sizes(shapes: Shapes, heads: int | None = None) -> dict[str, int]:
     sizes = {name: size for name, size in found.items() if size}
     if len(sizes) < len(found) or sizes["inner"] % sizes["num_heads"]:
         unknown = ", ".join(sorted(set(found) - set(sizes))) or "a whole head size"
-        raise LumosXError(
+        raise BadInput(
             f"text encoder: these are not the weights of a UMT5 encoder; they do not tell {unknown}"
         )
     sizes["d_kv"] = sizes.pop("inner") // sizes["num_heads"]
@@ -70,7 +70,7 @@ def vae_sizes(shapes: Shapes) -> dict[str, Any]:
     if not (base and top and latent and pixels):
         problems.append("encoder.conv1, decoder.conv1 or conv2 is missing")
     if problems:
-        raise LumosXError(listing("VAE: these are not the weights of a Wan2.1 VAE", problems))
+        raise BadInput(listing("VAE: these are not the weights of a Wan2.1 VAE", problems))
     sizes = {
         "base_dim": base,
         "z_dim": latent,

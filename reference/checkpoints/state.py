@@ -13,7 +13,7 @@ import safetensors
 from torch import Tensor, nn
 
 from lumosx_rt.reference.checkpoints.torch_zip import DTYPES, read_torch_file
-from lumosx_rt.reference.errors import MOST_LISTED, LumosXError, listing
+from lumosx_rt.reference.errors import MOST_LISTED, BadInput, listing
 from lumosx_rt.reference.files import look_at, read_json
 
 
@@ -59,7 +59,7 @@ class State(Mapping[str, Tensor]):
             elif new is not None:
                 names[new] = old
         if problems:
-            raise LumosXError(listing(self.source, problems))
+            raise BadInput(listing(self.source, problems))
         shapes = {new: self.shapes[old] for new, old in names.items()}
         return State(shapes, lambda new: self._read(names[new]), self.source)
 
@@ -80,14 +80,14 @@ def open_state(path: Path) -> State:
         shapes, read = read_checkpoint(path)
         return State(shapes, read, str(path))
     if not path.is_file():
-        raise LumosXError(f"{path}: no such file")
+        raise BadInput(f"{path}: no such file")
     if path.name.endswith(".json"):
         return _open_sharded(path)
     if path.suffix == ".safetensors":
         return _open_safetensors(path)
     if path.suffix in (".pt", ".pth", ".bin"):
         return State.of(read_torch_file(path), str(path))
-    raise LumosXError(
+    raise BadInput(
         f"{path}: not a checkpoint; accepted are .safetensors, .safetensors.index.json, .pt, .pth "
         "and distributed checkpoints (a folder with .metadata)"
     )
@@ -105,7 +105,7 @@ def assign(model: nn.Module, state: State, tied: Mapping[str, str] | None = None
     wanted = {key: place for key, place in model.state_dict().items() if key not in tied}
     problems = _key_problems({key: tuple(t.shape) for key, t in wanted.items()}, state.shapes)
     if problems:
-        raise LumosXError(listing(state.source, problems))
+        raise BadInput(listing(state.source, problems))
     filled: dict[str, Tensor] = {}
     for key, place in wanted.items():
         tensor = state[key]
@@ -114,7 +114,7 @@ def assign(model: nn.Module, state: State, tied: Mapping[str, str] | None = None
         elif not problems:
             filled[key] = tensor.to(place.dtype)
     if problems:
-        raise LumosXError(listing(state.source, problems))
+        raise BadInput(listing(state.source, problems))
     filled |= {key: filled[other] for key, other in tied.items()}
     model.load_state_dict(filled, assign=True)
 
@@ -157,7 +157,7 @@ def _open_safetensors(path: Path) -> State:
         file: Any = safetensors.safe_open(str(path), framework="pt")
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except (safetensors.SafetensorError, OSError) as error:
-        raise LumosXError(f"{path}: not a readable safetensors file ({error})") from error
+        raise BadInput(f"{path}: not a readable safetensors file ({error})") from error
     return State(shapes, file.get_tensor, str(path))
 
 
@@ -165,7 +165,7 @@ def _open_sharded(path: Path) -> State:
     """Return the shards named by an index. Their names must be plain: no way out of the folder."""
     index = read_json(path).get("weight_map")
     if not isinstance(index, dict) or not index:
-        raise LumosXError(f"{path}: has no weight_map")
+        raise BadInput(f"{path}: has no weight_map")
     shards: dict[str, State] = {}
     problems = []
     for shard in sorted({str(name) for name in index.values()}):
@@ -181,6 +181,6 @@ def _open_sharded(path: Path) -> State:
         if shard in shards and name not in shards[shard].shapes
     ]
     if problems:
-        raise LumosXError(listing(str(path), problems))
+        raise BadInput(listing(str(path), problems))
     shapes = {name: shards[shard].shapes[name] for name, shard in index.items()}
     return State(shapes, lambda name: shards[index[name]][name], str(path))

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.errors import BadInput, listing
 from lumosx_rt.reference.files import open_regular
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -54,13 +54,13 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken archive
-        raise LumosXError(f"{path}: not a readable torch file ({_first_line(error)})") from error
+        raise BadInput(f"{path}: not a readable torch file ({_first_line(error)})") from error
     state = _unnest(found, path)
     check_tensors(state, str(path))
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.values()}
     size = path.stat().st_size
     if sum(held.values()) > size:
-        raise LumosXError(f"{path}: declares {sum(held.values())} bytes of tensors, holds {size}")
+        raise BadInput(f"{path}: declares {sum(held.values())} bytes of tensors, holds {size}")
     return state
 
 
@@ -72,9 +72,9 @@ def read_tensor(file: BinaryIO, name: str) -> Tensor:
     try:
         tensor = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise LumosXError(f"{name}: not a readable tensor ({_first_line(error)})") from error
+        raise BadInput(f"{name}: not a readable tensor ({_first_line(error)})") from error
     if not isinstance(tensor, Tensor):
-        raise LumosXError(f"{name}: holds a {type(tensor).__name__}, not a tensor")
+        raise BadInput(f"{name}: holds a {type(tensor).__name__}, not a tensor")
     check_tensors({name: tensor}, name)
     return tensor.detach()
 
@@ -88,7 +88,7 @@ def check_tensors(state: Mapping[str, Tensor], source: str) -> None:
         elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             problems.append(f"{name} declares shape {list(tensor.shape)}, but stores fewer numbers")
     if problems:
-        raise LumosXError(listing(source, problems))
+        raise BadInput(listing(source, problems))
 
 
 def check_archive(file: BinaryIO, name: str) -> None:
@@ -101,20 +101,18 @@ def check_archive(file: BinaryIO, name: str) -> None:
             declared = sum(e.file_size for e in entries)
             pickles = [e for e in entries if e.filename.endswith("data.pkl")]
             if packed or declared > size or len(pickles) != 1:
-                raise LumosXError(f"{name}: not an archive as torch.save writes it; refused")
+                raise BadInput(f"{name}: not an archive as torch.save writes it; refused")
             if pickles[0].file_size > _PICKLE_LIMIT_BYTES:
-                raise LumosXError(
-                    f"{name}: its pickle is over {_PICKLE_LIMIT_BYTES} bytes; refused"
-                )
+                raise BadInput(f"{name}: its pickle is over {_PICKLE_LIMIT_BYTES} bytes; refused")
             program = archive.read(pickles[0])
     except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise LumosXError(
+        raise BadInput(
             f"{name}: not a torch file this reads (damaged, or from before torch 1.6); load it "
             "with weights_only=True in a torch that can, and torch.save it again"
         ) from error
     foreign = _foreign_imports(program, name)
     if foreign:
-        raise LumosXError(
+        raise BadInput(
             f"{name}: would import {', '.join(foreign)}; only tensors are read, "
             "and nothing in the file was run. Save a plain dict of tensors, or safetensors"
         )
@@ -131,7 +129,7 @@ def _foreign_imports(program: bytes, name: str) -> list[str]:
             elif opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4", "BYTEARRAY8"):
                 foreign.append(f"something by {opcode.name}")
     except Exception as error:  # pickletools raises many kinds for a broken pickle
-        raise LumosXError(f"{name}: its pickle is damaged ({_first_line(error)})") from error
+        raise BadInput(f"{name}: its pickle is damaged ({_first_line(error)})") from error
     return sorted(set(foreign))
 
 
@@ -139,7 +137,7 @@ def _unnest(found: Any, path: Path) -> dict[str, Tensor]:
     """Return the dictionary of tensors, at the top or under the names that training scripts use."""
     for _ in range(4):
         if not isinstance(found, dict):
-            raise LumosXError(f"{path}: holds a {type(found).__name__}, not a dict of tensors")
+            raise BadInput(f"{path}: holds a {type(found).__name__}, not a dict of tensors")
         strangers = [str(k) for k, v in found.items() if not isinstance(v, Tensor)]
         if found and not strangers:
             return {str(name): tensor.detach() for name, tensor in found.items()}
@@ -148,7 +146,7 @@ def _unnest(found: Any, path: Path) -> dict[str, Tensor]:
         if not inner or (len(inner) > 1 and not set(NESTS) & found.keys()):
             break
         found = inner[0]
-    raise LumosXError(
+    raise BadInput(
         f"{path}: entries that are not tensors: {', '.join(sorted(strangers)[:20]) or 'none'}; "
         f"accepted are a dict of tensors, one under {', '.join(NESTS)}, or the only one in the file"
     )

@@ -14,7 +14,7 @@ from itertools import combinations
 
 from lumosx_rt.reference.checkpoints import key_names
 from lumosx_rt.reference.checkpoints.state import State
-from lumosx_rt.reference.errors import MOST_LISTED, LumosXError
+from lumosx_rt.reference.errors import MOST_LISTED, BadInput
 
 _MOST_TAKEN = 2  # segments of a model's own words that stand where they do not belong
 _PARTS = {  # where a file of everything keeps them
@@ -121,7 +121,7 @@ def unwrapped(state: State, part: str) -> State:
     met: dict[str, str] = {}
     for name, new in found.items():
         if new is not None and met.setdefault(new, name) != name:
-            raise LumosXError(
+            raise BadInput(
                 f"{state.source}: '{met[new]}' and '{name}' are both the {part}'s '{new}'; of "
                 f"{in_common(state.shapes)}. Save one model's weights alone"
             )
@@ -132,7 +132,7 @@ def must_be(state: State, part: str) -> State:
     """Return an unwrapped state, if some name in it is this part's. Raises LumosXError."""
     if any(naming.knows(name) for naming in NAMINGS[part] for name in state.shapes):
         return state
-    raise LumosXError(
+    raise BadInput(
         f"{state.source}: these are not the weights of a {part}: {in_common(state.shapes)}; "
         "accepted are the names that LumosX, Wan2.1 and diffusers or transformers give them, "
         "with anything around them"

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 
 _KEPT_FRAMES = 2  # of its input, for a causal convolution over three frames
 Cache = list[Any]
@@ -68,7 +68,7 @@ def boxes(height: int, width: int, tile: tuple[int, int] | None, margin: int) ->
     if tile is None:
         tile = (height, width)
     if min(tile) < 1:
-        raise LumosXError(f"tile must be at least 1 x 1 latent cells, got {tile[0]} x {tile[1]}")
+        raise BadInput(f"tile must be at least 1 x 1 latent cells, got {tile[0]} x {tile[1]}")
     return [
         Box(rows, columns, _seen(rows, margin, height), _seen(columns, margin, width))
         for rows in _cuts(height, tile[0])

@@ -14,7 +14,7 @@ from lumosx_rt.reference.encoders.weights import (
     load_t5,
     load_tokenizer,
 )
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.scenes.words import clean_text, word_mask
 
 if TYPE_CHECKING:
@@ -59,12 +59,12 @@ class TextEncoder:
         self.tokenizer, self.text_len = tokenizer, text_len
         ids = list(tokenizer("").input_ids)
         if ids != [END_ID] or tokenizer.pad_token_id not in (None, PAD_ID):
-            raise LumosXError(
+            raise BadInput(
                 f"tokenizer: an empty text gives ids {ids[:8]} and padding is "
                 f"{tokenizer.pad_token_id}; the text encoder needs [{END_ID}] and {PAD_ID} (UMT5's)"
             )
         if len(tokenizer) > self.model.config.vocab_size:
-            raise LumosXError(
+            raise BadInput(
                 f"tokenizer: {len(tokenizer)} ids, the text encoder has embeddings for "
                 f"{self.model.config.vocab_size}; they are not of one model"
             )

@@ -16,7 +16,7 @@ from lumosx_rt.reference.encoders.single_frame import planar
 from lumosx_rt.reference.encoders.weights import (
     load_autoencoder,
 )
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput, NotFinite
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -35,9 +35,9 @@ class VideoAutoencoder:
         self.model = cast(Any, model)
         config = self.model.config
         if config.is_residual or config.patch_size is not None:
-            raise LumosXError("VAE: this is a Wan2.2 VAE; LumosX uses the one of Wan2.1")
+            raise BadInput("VAE: this is a Wan2.2 VAE; LumosX uses the one of Wan2.1")
         if config.z_dim != len(config.latents_mean) or config.z_dim != len(config.latents_std):
-            raise LumosXError(
+            raise BadInput(
                 f"VAE: {config.z_dim} latent channels, but {len(config.latents_mean)} means and "
                 f"{len(config.latents_std)} standard deviations; give latents_mean and latents_std"
             )
@@ -53,12 +53,12 @@ class VideoAutoencoder:
         """
         channels, frames, height, width = pixels.shape[1:]
         if channels != self.model.config.in_channels or min(height, width) < self.space_factor:
-            raise LumosXError(
+            raise BadInput(
                 f"VAE: pixels must be [clips, {self.model.config.in_channels}, frames, height, "
                 f"width] of at least {self.space_factor} pixels, got {list(pixels.shape)}"
             )
         if (frames - 1) % CLIP_FRAMES:
-            raise LumosXError(f"VAE: a clip has 1 + {CLIP_FRAMES}k frames, got {frames}")
+            raise BadInput(f"VAE: a clip has 1 + {CLIP_FRAMES}k frames, got {frames}")
         mean, std = self._statistics(pixels.device)
         means = [
             self.model.encode(clip[None].to(self.model.dtype)).latent_dist.mode().float()
@@ -109,7 +109,7 @@ class VideoAutoencoder:
         out = np.empty((frames, height, width, channels), np.uint8)
         for piece in decode.pieces(self.model, self._denormalised(clip), tile):
             if not torch.isfinite(piece.pixels).all():
-                raise LumosXError("VAE: decoded pixels are not finite; the latents are no video")
+                raise NotFinite("VAE: decoded pixels are not finite; the latents are no video")
             values = (piece.pixels[0].float().clamp(-1, 1) + 1) / 2 * 255
             out[piece[:3]] = values.permute(1, 2, 3, 0).to("cpu", torch.uint8).numpy()
         return out
@@ -117,7 +117,7 @@ class VideoAutoencoder:
     def _pixels_of(self, latents: Tensor) -> tuple[int, int, int, int, int]:
         """Return the shape of the pixels that latents decode to."""
         if latents.dim() != 5 or latents.shape[1] != self.model.config.z_dim:
-            raise LumosXError(
+            raise BadInput(
                 f"VAE: latents must be [clips, {self.model.config.z_dim}, frames, rows, columns], "
                 f"got {list(latents.shape)}"
             )

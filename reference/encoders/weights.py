@@ -17,7 +17,7 @@ from lumosx_rt.reference.checkpoints.bundle import Component
 from lumosx_rt.reference.checkpoints.sizes import t5_sizes, vae_sizes
 from lumosx_rt.reference.checkpoints.state import State, assign, open_state
 from lumosx_rt.reference.checkpoints.wrappers import must_be, unwrapped
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.files import open_regular, read_json
 
 if TYPE_CHECKING:
@@ -107,13 +107,13 @@ def load_autoencoder(part: Component, dtype: torch.dtype | None = None) -> "Auto
         return vae_from_wan(stored, dtype=dtype)
     about = read_json(part.config) if part.config else {}
     if about.get("is_residual") or about.get("patch_size") is not None:
-        raise LumosXError(f"{part.path}: this is a Wan2.2 VAE; LumosX uses the one of Wan2.1")
+        raise BadInput(f"{part.path}: this is a Wan2.2 VAE; LumosX uses the one of Wan2.1")
     statistics: dict[str, Any] = {}
     for name in ("latents_mean", "latents_std"):
         values = about.get(name)
         numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
         if values is not None and not numbers:
-            raise LumosXError(f"{part.config}: {name} must be a list of numbers")
+            raise BadInput(f"{part.config}: {name} must be a list of numbers")
         statistics[name] = values
     return vae_from_wan(autoencoder_state(part), **statistics, dtype=dtype)
 
@@ -129,7 +129,7 @@ def load_tokenizer(folder: Path) -> Any:
 
     file = folder / "tokenizer.json"
     if not os.path.lexists(file):
-        raise LumosXError(f"{folder}: no tokenizer.json (spiece.model alone is not enough)")
+        raise BadInput(f"{folder}: no tokenizer.json (spiece.model alone is not enough)")
     open_regular(file, _TOKENIZER_LIMIT_BYTES, "tokenizer", ("json",)).close()
     build: Any = PreTrainedTokenizerFast
     try:
@@ -137,7 +137,7 @@ def load_tokenizer(folder: Path) -> Any:
         pad, end = inner.id_to_token(0), inner.id_to_token(1)
         return build(tokenizer_object=inner, pad_token=pad, eos_token=end)
     except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise LumosXError(f"{file}: not a readable tokenizer ({str(error)[:200]})") from error
+        raise BadInput(f"{file}: not a readable tokenizer ({str(error)[:200]})") from error
 
 
 def t5_layers(state: State) -> int:
@@ -153,9 +153,7 @@ def _t5(
 
     sizes: dict[str, Any] = dict(t5_sizes(state.shapes, heads))
     if about.get("feed_forward_proj", "gated-gelu") != "gated-gelu":
-        raise LumosXError(
-            f"{state.source}: not a UMT5 encoder (feed_forward_proj is not gated-gelu)"
-        )
+        raise BadInput(f"{state.source}: not a UMT5 encoder (feed_forward_proj is not gated-gelu)")
     if type(about.get("relative_attention_max_distance")) is int:
         sizes["relative_attention_max_distance"] = about["relative_attention_max_distance"]
     with torch.device("meta"):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.mechanisms.mechanism import Branch
 
 
@@ -13,7 +13,7 @@ def check_branches(branches: Sequence[Branch]) -> None:
     """Raise LumosXError where there is no branch, or where the weights do not sum to 1."""
     total = math.fsum(branch.weight for branch in branches)
     if not branches or not math.isclose(total, 1.0, rel_tol=0, abs_tol=1e-9):
-        raise LumosXError(f"branches: the weights must sum to 1, got {total} of {len(branches)}")
+        raise BadInput(f"branches: the weights must sum to 1, got {total} of {len(branches)}")
 
 
 def combined(branches: Sequence[Branch], velocities: Sequence[Tensor]) -> Tensor:

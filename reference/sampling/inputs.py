@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lumosx_rt.reference.backbones.config import LumosXConfig
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.mechanisms.lumosx.mechanism import LUMOSX
 from lumosx_rt.reference.mechanisms.mechanism import Axes, Layout, Mechanism
 
@@ -110,13 +110,11 @@ def check_shapes(
     for name, axes in AXES.items():
         shape = tuple(shapes[name])
         if len(shape) != len(axes):
-            raise LumosXError(f"{name}: got shape {shape}, its axes are {axes}")
+            raise BadInput(f"{name}: got shape {shape}, its axes are {axes}")
         for axis, found in zip(axes, shape, strict=True):
             factor, _, bare = str(axis).rpartition("*")
             size, rest = divmod(found, int(factor or 1))
             least, most = limits.get(bare, (0, found))
             known = axis if isinstance(axis, int) else sizes.setdefault(bare, size)
             if rest or size != known or not least <= size <= most:
-                raise LumosXError(
-                    f"{name}: got shape {shape}, {axis} does not fit ({bare}: {known})"
-                )
+                raise BadInput(f"{name}: got shape {shape}, {axis} does not fit ({bare}: {known})")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.mechanisms.lumosx.mechanism import LUMOSX
 from lumosx_rt.reference.mechanisms.mechanism import Binding, Branch, Control, Layout, Mechanism
 from lumosx_rt.reference.numbers import real_number, whole_number, whole_numbers
@@ -88,7 +88,7 @@ class Request:
             object.__setattr__(self, name, value)
         check_branches(self.branches)
         if len(self.seeds) > 1 and not self.layout.seeds_share_references:
-            raise LumosXError(
+            raise BadInput(
                 f"layout {self.layout.key}: references see the video here, so seeds cannot share "
                 "them; sample one seed at a time"
             )
@@ -153,6 +153,6 @@ def check_sampling(
         real_number(guidance, "guidance", -MOST_GUIDANCE, MOST_GUIDANCE),
     )
     if not plain.seeds or len(set(plain.seeds)) != len(plain.seeds):
-        raise LumosXError(f"seeds: needs at least one, all different, got {plain.seeds}")
+        raise BadInput(f"seeds: needs at least one, all different, got {plain.seeds}")
     schedule_of(schedule, plain.steps, plain.shift)
     return plain

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 
 TIMES = 1000
 
@@ -26,7 +26,7 @@ class Schedule:
     def released(cls, steps: int = 50, shift: float = 8.0) -> "Schedule":
         """Make the released levels: evenly spaced, then shifted towards noise."""
         if steps != int(steps) or not 1 <= steps <= TIMES or not 0 < shift < float("inf"):
-            raise LumosXError(
+            raise BadInput(
                 f"schedule: needs 1 to {TIMES} steps and shift > 0, got {steps} and {shift}"
             )
         tau = 1.0 - np.arange(steps, dtype=np.float64) / steps
@@ -42,5 +42,5 @@ SCHEDULES: dict[str, Callable[[int, float], Schedule]] = {RELEASED: Schedule.rel
 def schedule_of(name: str, steps: int, shift: float) -> Schedule:
     """Make a schedule. Raises LumosXError for an unknown one, or numbers that it does not take."""
     if not isinstance(name, str) or name not in SCHEDULES:
-        raise LumosXError(f"schedule: got '{name}', accepted are {', '.join(SCHEDULES)}")
+        raise BadInput(f"schedule: got '{name}', accepted are {', '.join(SCHEDULES)}")
     return SCHEDULES[name](steps, shift)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.files import open_regular, replacing
 
 CODECS = ("h264", "hevc", "av1", "vp9", "mpeg4", "mjpeg")
@@ -43,12 +43,12 @@ def write_clip(
     path = Path(path)
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
-        raise LumosXError(
+        raise BadInput(
             f"clip: frames must be uint8 [frames, height, width, 3], got {frames.dtype} "
             f"{list(frames.shape)}"
         )
     if not 1 <= fps <= 1000 or rate_factor not in range(1, 52):
-        raise LumosXError(
+        raise BadInput(
             f"clip: fps {fps} and rate factor {rate_factor}; accepted are 1 to 1000, and 1 to 51"
         )
     import av
@@ -73,7 +73,7 @@ def write_clip(
                 container.mux(stream.encode(picture))
             container.mux(stream.encode(None))
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise LumosXError(f"clip '{path}' cannot be written: {error}") from error
+        raise BadInput(f"clip '{path}' cannot be written: {error}") from error
     return path
 
 
@@ -88,7 +88,7 @@ def save_video(frames: NDArray[np.uint8], fps: float, path: Path) -> Path:
     """
     suffix = path.suffix.lower()
     if suffix not in SAVED:
-        raise LumosXError(
+        raise BadInput(
             f"video '{path}': its suffix names the format; accepted are {', '.join(SAVED)}"
         )
     if suffix == ".mp4":
@@ -110,7 +110,7 @@ def save_video(frames: NDArray[np.uint8], fps: float, path: Path) -> Path:
                 temporary, save_all=True, append_images=pictures[1:], loop=0, **options
             )
     except OSError as error:
-        raise LumosXError(f"video '{path}' cannot be written: {error}") from error
+        raise BadInput(f"video '{path}' cannot be written: {error}") from error
     return path
 
 
@@ -138,11 +138,11 @@ def read_clip(
                 room = min(max_frames, max_bytes // (size[0] * size[1] * 3))
                 for picture in container.decode(stream):
                     if (picture.height, picture.width) != size:
-                        raise LumosXError(
+                        raise BadInput(
                             f"clip '{name}' changes size at frame {len(frames)}; encode it again"
                         )
                     if len(frames) == room:
-                        raise LumosXError(
+                        raise BadInput(
                             f"clip '{name}' has more than {room} frames of {size[1]} x {size[0]}, "
                             f"accepted are {max_frames} frames and {max_bytes:,} decoded bytes; "
                             "cut it or scale it down"
@@ -150,29 +150,29 @@ def read_clip(
                     frames.append(picture.to_ndarray(format="rgb24").astype(np.uint8, copy=False))
         except (av.FFmpegError, OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise LumosXError(
+            raise BadInput(
                 f"clip '{name}' cannot be read after frame {len(frames)}: {reason}; accepted are "
                 "whole mp4 and mov files"
             ) from error
     if not frames:
-        raise LumosXError(f"clip '{name}' holds no frames; encode it again")
+        raise BadInput(f"clip '{name}' holds no frames; encode it again")
     return np.stack(frames), fps
 
 
 def _size_and_rate(stream: Any, name: str) -> tuple[tuple[int, int], float]:
     """((height, width), frames a second) by the header. Raises LumosXError if not acceptable."""
     if stream is None:
-        raise LumosXError(f"clip '{name}' has no video; give one that has")
+        raise BadInput(f"clip '{name}' has no video; give one that has")
     codec = stream.codec_context.codec.canonical_name
     if codec not in CODECS:
-        raise LumosXError(f"clip '{name}' is coded in {codec}; accepted are {', '.join(CODECS)}")
+        raise BadInput(f"clip '{name}' is coded in {codec}; accepted are {', '.join(CODECS)}")
     height, width = stream.codec_context.height, stream.codec_context.width
     if not 0 < height * width <= MAX_FRAME_PIXELS:
-        raise LumosXError(
+        raise BadInput(
             f"clip '{name}' is {width} x {height}, accepted are 1 to {MAX_FRAME_PIXELS:,} pixels; "
             "scale it down"
         )
     fps = float(stream.average_rate or stream.base_rate or 0)
     if not 0 < fps <= 1000:
-        raise LumosXError(f"clip '{name}' has no frame rate that can be ({fps}); encode it again")
+        raise BadInput(f"clip '{name}' has no frame rate that can be ({fps}); encode it again")
     return (height, width), fps

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.files import inside, of_the_system, open_regular, read_text
 from lumosx_rt.reference.scenes.images import MAX_FILE_BYTES, picture_of
 from lumosx_rt.reference.scenes.scene_toml import toml_of
@@ -44,7 +44,7 @@ def read_folder(root: Path, order: Order, script: Script) -> Sheet:
     else that is wrong becomes a finding.
     """
     if not callable(order) and order not in ("stable", "listing"):
-        raise LumosXError(f"scene: order '{order}'; accepted are 'stable', 'listing' or a function")
+        raise BadInput(f"scene: order '{order}'; accepted are 'stable', 'listing' or a function")
     _must_be_prompt_folder(root)
     name, caption, notes = _read_caption(root)
     findings: list[str] = []
@@ -116,7 +116,7 @@ def _must_be_prompt_folder(root: Path) -> None:
     )
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
-        raise LumosXError(f"scene: the folder '{root}' {what}; {expected}")
+        raise BadInput(f"scene: the folder '{root}' {what}; {expected}")
     found = sorted(_list(root))
     if not set(found) & set(PARTS):
         scenes = [
@@ -124,7 +124,7 @@ def _must_be_prompt_folder(root: Path) -> None:
         ]
         holds = f"it holds {_some(found)}" if found else "it is empty"
         hint = f"; there are prompt folders inside it, give one of them: {_some(scenes)}"
-        raise LumosXError(
+        raise BadInput(
             f"scene: '{root}' is no prompt folder: {holds}; {expected}{hint if scenes else ''}"
         )
 
@@ -157,7 +157,7 @@ def _names(root: Path, part: str, order: Order, findings: list[str]) -> list[str
         names = sorted((name for name in names if not of_the_system(name)), key=_natural)
     for name in names:
         if _UNWRITABLE.search(name):
-            raise LumosXError(f"scene: {part} holds a file with the name {ascii(name)}; rename it")
+            raise BadInput(f"scene: {part} holds a file with the name {ascii(name)}; rename it")
     return list(order(names)) if callable(order) else names
 
 
@@ -165,7 +165,7 @@ def _list(folder: Path) -> list[str]:
     try:
         return os.listdir(folder)
     except OSError as error:
-        raise LumosXError(f"scene: '{folder}' cannot be listed: {error.strerror}") from error
+        raise BadInput(f"scene: '{folder}' cannot be listed: {error.strerror}") from error
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:
@@ -227,7 +227,7 @@ def write_folder(sheet: Sheet, target: Path) -> None:
     """
     target = Path(os.path.abspath(target))
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise LumosXError(f"scene: '{target}' exists already; give a new folder or remove it")
+        raise BadInput(f"scene: '{target}' exists already; give a new folder or remove it")
     target.parent.mkdir(parents=True, exist_ok=True)
     built = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
 

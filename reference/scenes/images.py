@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput, LumosXError
 from lumosx_rt.reference.files import open_regular
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -78,14 +78,14 @@ def _decoding(name: str) -> Iterator[None]:
     except (LumosXError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        raise LumosXError(
+        raise BadInput(
             f"{name} has far more than the {MAX_PIXELS:,} pixels accepted; scale it down"
         ) from error
     except Exception as error:  # a hostile file makes decoders raise nearly anything
         reason = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             reason = "it is none of these formats, whatever its name says"
-        raise LumosXError(
+        raise BadInput(
             f"{name} cannot be read: {reason}; accepted are whole {', '.join(FORMATS)} "
             "files, so save it again as PNG"
         ) from error
@@ -114,7 +114,7 @@ def check_pixels(image: Image.Image, what: str) -> None:
     """Raise LumosXError for an image without pixels or with more than MAX_PIXELS."""
     pixels = image.width * image.height
     if not 0 < pixels <= MAX_PIXELS:
-        raise LumosXError(
+        raise BadInput(
             f"{what} is {image.width} x {image.height}, accepted are 1 to {MAX_PIXELS:,} pixels; "
             "scale it"
         )
@@ -145,7 +145,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode in _MODES_16_BIT:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode not in _MODES:
-        raise LumosXError(
+        raise BadInput(
             f"image: mode '{image.mode}' has no agreed range, accepted are {', '.join(_MODES)} "
             "and 16-bit grey; convert it to RGB"
         )
@@ -171,9 +171,9 @@ def fit_image(
     an empty frame or a mode without an agreed range.
     """
     if alpha not in ("composite", "drop"):
-        raise LumosXError(f"alpha: got '{alpha}', accepted are 'composite' and 'drop'")
+        raise BadInput(f"alpha: got '{alpha}', accepted are 'composite' and 'drop'")
     if height < 1 or width < 1:
-        raise LumosXError(f"frame: {width} x {height} has no pixels; give a height and a width")
+        raise BadInput(f"frame: {width} x {height} has no pixels; give a height and a width")
     check_pixels(image, "image")
     image = _eight_bit(image)
     if alpha == "composite":
@@ -233,7 +233,7 @@ def picture_from(given: Any) -> Path | Image.Image:
         if values.is_floating_point():
             values = values.float()
         return _from_numbers(values.numpy(), f"torch tensor {list(given.shape)}")
-    raise LumosXError(
+    raise BadInput(
         f"image: got {type(given).__name__}, accepted are a path, a PIL image, a numpy array "
         "[height, width, channels], a torch tensor [channels, height, width], or a file as bytes"
     )
@@ -241,7 +241,7 @@ def picture_from(given: Any) -> Path | Image.Image:
 
 def _from_bytes(data: bytes) -> Image.Image:
     if not 0 < len(data) <= MAX_FILE_BYTES:
-        raise LumosXError(
+        raise BadInput(
             f"image in memory: a file of {len(data):,} bytes, accepted are 1 to {MAX_FILE_BYTES:,}"
         )
     with _decoding("image in memory"):
@@ -253,17 +253,17 @@ def _from_numbers(values: NDArray[Any], what: str) -> Image.Image:
         values = values[:, :, 0]
     shaped = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (3, 4))
     if not shaped or not values.size:
-        raise LumosXError(
+        raise BadInput(
             f"image: {what}, accepted are numpy [height, width] or [height, width, 1, 3 or 4], and "
             "torch [1, 3 or 4, height, width]"
         )
     if values.dtype.kind == "f":
         if not (np.isfinite(values).all() and 0 <= values.min() and values.max() <= 1):
-            raise LumosXError(
+            raise BadInput(
                 f"image: {what} has numbers from {values.min():.3g} to {values.max():.3g}, "
                 "accepted are floats from 0 to 1, or uint8"
             )
         values = np.rint(values * 255).astype(np.uint8)
     if values.dtype != np.uint8:
-        raise LumosXError(f"image: {what} is {values.dtype}, accepted are uint8, or floats 0 to 1")
+        raise BadInput(f"image: {what} is {values.dtype}, accepted are uint8, or floats 0 to 1")
     return Image.fromarray(np.array(values, order="C"))  # a copy: theirs may change

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.errors import BadInput, listing
 from lumosx_rt.reference.scenes.images import fit_image
 from lumosx_rt.reference.scenes.scene import Scene
 
@@ -51,7 +51,7 @@ def prepare_scene(
             else:
                 pictures[i] = fit_image(picture, height, width, scene.alpha)
     if errors:
-        raise LumosXError(listing(f"scene '{scene.name}'", errors))
+        raise BadInput(listing(f"scene '{scene.name}'", errors))
     return PreparedScene(
         name=scene.name,
         caption=scene.clean_caption,

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.errors import BadInput, LumosXError, listing
 from lumosx_rt.reference.kinds import checked, plain
 from lumosx_rt.reference.scenes.folder import SCENE_FILE, read_folder, write_folder
 from lumosx_rt.reference.scenes.images import Alpha, fit_image, picture_of
@@ -66,22 +66,22 @@ class Scene:
         check_text(self.name, "scene: its name")
         check_text(self.caption, "scene: its caption")
         if not isinstance(self.background, Reference | None):
-            raise LumosXError(
+            raise BadInput(
                 f"scene: its background must be a Reference, got {self.background!r:.80}"
             )
         for what, kind in (("objects", Reference), ("subjects", Subject)):
             found = all_of(kind, getattr(self, what), f"scene: its {what}")
             object.__setattr__(self, what, found)
         if self.name != file_name(self.name):
-            raise LumosXError(
+            raise BadInput(
                 f"scene: '{self.name}' does not name a file; give a short name without slashes, "
                 f"such as '{file_name(self.name)}'"
             )
         plain(self.exif, bool, "scene: its exif")
         if not isinstance(self.alpha, str) or self.alpha not in get_args(Alpha):
-            raise LumosXError(f"alpha: got '{self.alpha}', accepted are 'composite' and 'drop'")
+            raise BadInput(f"alpha: got '{self.alpha}', accepted are 'composite' and 'drop'")
         if len(self.references) > MOST_PICTURES:
-            raise LumosXError(
+            raise BadInput(
                 f"scene: {len(self.references)} pictures, accepted are at most {MOST_PICTURES}"
             )
 
@@ -89,7 +89,7 @@ class Scene:
     def from_prompt(cls, prompt: str, **parts: Any) -> "Scene":
         """Make a scene of a plain text, and pictures as in `Scene`; its first words name it."""
         if not isinstance(prompt, str) or not prompt.strip():
-            raise LumosXError(f"scene: a prompt must be text that is not empty, got {prompt!r:.80}")
+            raise BadInput(f"scene: a prompt must be text that is not empty, got {prompt!r:.80}")
         return cls(file_name(" ".join(prompt.split()[:6])[:60]), prompt, **parts)
 
     def __repr__(self) -> str:
@@ -156,7 +156,7 @@ class Scene:
         """Raise one LumosXError that holds every error of the scene; return its warnings."""
         errors, warnings = self.problems(max_references, max_members)
         if errors:
-            raise LumosXError(listing(f"scene '{self.name}'", errors))
+            raise BadInput(listing(f"scene '{self.name}'", errors))
         return warnings
 
     def problems(
@@ -274,7 +274,7 @@ class Scene:
         a folder that is no prompt folder or reaches outside itself; `problems` tells the rest.
         """
         if script not in ("subject", "face"):
-            raise LumosXError(f"script: got '{script}', accepted are 'subject' and 'face'")
+            raise BadInput(f"script: got '{script}', accepted are 'subject' and 'face'")
         return cls._of(read_folder(Path(path), order, script), alpha=alpha, exif=exif)
 
     @classmethod
@@ -303,7 +303,7 @@ class Scene:
         if not (file.is_file() if path.is_dir() else file.suffix == ".toml"):
             return cls.from_folder(path, order=order, script=script)
         if (order, script) != ("stable", "subject"):
-            raise LumosXError(
+            raise BadInput(
                 f"scene: '{file}' states its own order; an order or a script is for prompt folders "
                 "(Scene.from_folder)"
             )
@@ -345,7 +345,7 @@ def scene_of(given: Any) -> Scene:
         return Scene.load(given) if lies else Scene.from_prompt(given)
     if isinstance(given, str | os.PathLike):
         return Scene.load(given)
-    raise LumosXError(
+    raise BadInput(
         f"scene: got {given!r:.60}, accepted are an rt.Scene, the path of a prompt folder or a "
         "scene.toml, or a prompt as plain text"
     )

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.errors import BadInput, LumosXError, listing
 from lumosx_rt.reference.files import inside, read_text
 from lumosx_rt.reference.scenes.sheet import Reference, Sheet, Subject, file_name
 
@@ -19,13 +19,11 @@ def read_toml(path: Path) -> Sheet:
     """Return what a scene.toml says. Raises one LumosXError with everything it says wrongly."""
     text = read_text(path, "scene")
     if _LONG_KEY.search(text):
-        raise LumosXError(
-            f"scene '{path}' has a key of more than 16 parts; a scene needs one or two"
-        )
+        raise BadInput(f"scene '{path}' has a key of more than 16 parts; a scene needs one or two")
     try:
         content = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise LumosXError(f"scene '{path}' is not TOML: {error or 'nested too deeply'}") from error
+        raise BadInput(f"scene '{path}' is not TOML: {error or 'nested too deeply'}") from error
     problems: list[str] = []
 
     def take(table: Any, where: str, **kinds: type) -> dict[str, Any]:
@@ -80,7 +78,7 @@ def read_toml(path: Path) -> Sheet:
     if top.get("alpha", "composite") not in ("composite", "drop"):
         problems.append(f"alpha: got '{top['alpha']}', accepted are 'composite' and 'drop'")
     if problems:
-        raise LumosXError(listing(f"scene '{path}'", problems))
+        raise BadInput(listing(f"scene '{path}'", problems))
     return Sheet(
         name=file_name(top.get("name", path.resolve().parent.name)),
         caption=top.get("caption", ""),

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.scenes.images import picture_from
 from lumosx_rt.reference.scenes.words import check_text
 
@@ -55,9 +55,9 @@ class Subject:
         try:
             object.__setattr__(self, "face", operator.index(self.face))
         except TypeError:
-            raise LumosXError(f"subject: face must be a place or None, got {self.face!r}") from None
+            raise BadInput(f"subject: face must be a place or None, got {self.face!r}") from None
         if not 0 <= self.face < len(self.references):
-            raise LumosXError(
+            raise BadInput(
                 f"subject: face {self.face} is not one of its {len(self.references)} pictures; "
                 "give its place, counted from 0, or None"
             )
@@ -70,10 +70,10 @@ def all_of(kind: type, given: Any, what: str) -> tuple[Any, ...]:
     except (TypeError, RuntimeError):  # no list, or an array without axes
         found = (given,)
     if isinstance(given, str) or (len(found) == 1 and found[0] is given):
-        raise LumosXError(f"{what}: a list of {kind.__name__} is expected, got {given!r:.80}")
+        raise BadInput(f"{what}: a list of {kind.__name__} is expected, got {given!r:.80}")
     for i, one in enumerate(found, 1):
         if not isinstance(one, kind):
-            raise LumosXError(
+            raise BadInput(
                 f"{what}: a list of {kind.__name__} is expected, its number {i} is {one!r:.80}"
             )
     return found

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.errors import BadInput, LumosXError, listing
 from lumosx_rt.reference.numbers import whole_number
 
 TIME_FACTOR, SPACE_FACTOR = 4, 8  # pixels per latent of the Wan2.1 VAE
@@ -26,7 +26,7 @@ class VideoSize:
     def __post_init__(self) -> None:
         problems = list(self._problems())
         if problems:
-            raise LumosXError(listing("video size", problems))
+            raise BadInput(listing("video size", problems))
 
     def _problems(self) -> Iterator[str]:
         """Make the three plain integers, and say which cannot be."""

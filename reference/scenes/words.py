@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 
 MAX_TEXT_BYTES = 1 << 20
 MOST_MARKS = 30  # marks on one letter, as in Unicode's stream-safe text; more take minutes to order
@@ -17,16 +17,14 @@ MOST_MARKS = 30  # marks on one letter, as in Unicode's stream-safe text; more t
 def check_text(text: Any, what: str) -> None:
     """Raise LumosXError for what is no text, or text that cannot be cleaned in reasonable time."""
     if not isinstance(text, str):
-        raise LumosXError(f"{what} must be text, got {text!r:.80}")
+        raise BadInput(f"{what} must be text, got {text!r:.80}")
     if len(text) > MAX_TEXT_BYTES:
-        raise LumosXError(f"{what} has {len(text):,} characters, accepted are {MAX_TEXT_BYTES:,}")
+        raise BadInput(f"{what} has {len(text):,} characters, accepted are {MAX_TEXT_BYTES:,}")
     marks = 0
     for char in text if not text.isascii() else "":
         marks = marks + 1 if unicodedata.combining(char) else 0
         if marks > MOST_MARKS:
-            raise LumosXError(
-                f"{what} has more than {MOST_MARKS} marks on one letter; take some out"
-            )
+            raise BadInput(f"{what} has more than {MOST_MARKS} marks on one letter; take some out")
 
 
 def clean_text(text: str) -> str:

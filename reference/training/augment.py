@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.scenes.images import fit_image, picture_of
 from lumosx_rt.reference.scenes.scene import Reference, Scene, Subject
 
@@ -43,7 +43,7 @@ def augment(
     probabilities alike. Raises LumosXError for other strengths.
     """
     if not 0 <= strength <= 1:
-        raise LumosXError(f"augmentation: strength must be from 0 to 1, got {strength}")
+        raise BadInput(f"augmentation: strength must be from 0 to 1, got {strength}")
     rng = np.random.default_rng(seed)
     numeric, shape, chance = rng.random(4), rng.random(7), rng.random(2) / max(strength, 1e-9)
     picture = Image.fromarray(fit_image(image, image.height, image.width))

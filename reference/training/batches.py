@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.mechanisms.lumosx.binding import word_template
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.mechanisms.lumosx.structure import Structure, structure_of
@@ -67,7 +67,7 @@ def batch_at(
     """
     which, parts = part
     if stage.streams % parts:
-        raise LumosXError(
+        raise BadInput(
             f"stage '{stage.name}': {stage.streams} streams over {parts} processes; give a "
             f"multiple of {parts}"
         )

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import TooLittleMemory
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.mechanisms.lumosx.structure import Structure, structure_of
 from lumosx_rt.reference.scenes.video_size import VideoSize
@@ -68,7 +68,7 @@ class Plan:
                 if self.activations_bytes > less
                 else "take fewer streams, seeds or frames, or a smaller model"
             )
-            raise LumosXError(f"training does not fit: {self}; {remedy}")
+            raise TooLittleMemory(f"training does not fit: {self}; {remedy}")
 
     def __str__(self) -> str:
         gib = {

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from lumosx_rt.reference.charts import curves
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.files import replacing
 
 
@@ -15,7 +15,7 @@ def draw_curve(metrics: str | Path, picture: str | Path) -> None:
     """
     lines = [json.loads(line) for line in Path(metrics).read_text("utf-8").splitlines()]
     if len(lines) < 2:
-        raise LumosXError(f"'{metrics}' has {len(lines)} lines; a curve needs two")
+        raise BadInput(f"'{metrics}' has {len(lines)} lines; a curve needs two")
     series = {
         name: [(line["step"], line[key]) for line in lines]
         for name, key in (("loss", "loss"), ("smoothed", "loss_ema"))

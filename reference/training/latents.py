@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lumosx_rt.reference.encoders.umt5 import TextEncoder, load_text_encoder
 from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder, load_vae
-from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.errors import BadInput, listing
 from lumosx_rt.reference.files import (
     held,
     look_at,
@@ -68,10 +68,10 @@ class LatentCache:
         """Open what `build_cache` made. Raises LumosXError if it is not there or not finished."""
         self.folder = Path(folder).absolute()
         if not (self.folder / INDEX_FILE).is_file():
-            raise LumosXError(f"latent cache '{self.folder}': not there; build it first")
+            raise BadInput(f"latent cache '{self.folder}': not there; build it first")
         index = read_json(self.folder / INDEX_FILE)
         if index.get("format") != FORMAT:
-            raise LumosXError(
+            raise BadInput(
                 f"latent cache '{self.folder}': format {index.get('format')}, this version reads "
                 f"{FORMAT}; remove it, and build it again"
             )
@@ -81,7 +81,7 @@ class LatentCache:
         shards = _shards(self.folder, index["examples"], self.made_of["shard_examples"])
         missing = sum(not shard.is_file() for shard in shards)
         if missing:
-            raise LumosXError(
+            raise BadInput(
                 f"latent cache '{self.folder}': {missing} of {len(shards)} shards are missing; "
                 "build it again, it goes on where it was"
             )
@@ -118,7 +118,7 @@ class LatentCache:
             problems.append(f"it has {self.variants} variants, the recipe wants {recipe.variants}")
         if problems:
             remedy = "remove it, and build it again"
-            raise LumosXError(listing(f"latent cache '{self.folder}' ({remedy})", problems))
+            raise BadInput(listing(f"latent cache '{self.folder}' ({remedy})", problems))
 
 
 def build_cache(
@@ -179,7 +179,7 @@ def _must_be(folder: Path, index: dict[str, Any]) -> None:
     if found != index:
         old = found.get("made_of", {})
         changed = [name for name, value in index["made_of"].items() if old.get(name) != value]
-        raise LumosXError(
+        raise BadInput(
             f"latent cache '{folder}' was made with another "
             f"{', '.join(changed) or 'format'}; remove it, or give another folder"
         )
@@ -265,7 +265,7 @@ class _Job:
         scene, frames = self.source.item(i)
         shape = (self.size.frames, self.size.height, self.size.width, 3)
         if frames.dtype != np.uint8 or frames.shape != shape:
-            raise LumosXError(
+            raise BadInput(
                 f"source '{self.source.name}', example {i}: the clip must be uint8 {list(shape)}, "
                 f"got {frames.dtype} {list(frames.shape)}"
             )
@@ -284,7 +284,7 @@ class _Job:
         }
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
-                raise LumosXError(f"example {i} ('{scene.name}'): its {name} is not finite in fp16")
+                raise BadInput(f"example {i} ('{scene.name}'): its {name} is not finite in fp16")
         return tensors
 
     def variant(self, scene: Scene, i: int, variant: int) -> Scene:
@@ -320,7 +320,7 @@ def _carried_out(job: _Job, todo: list[int], processes: int) -> Iterator[int]:
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
-            raise LumosXError(
+            raise BadInput(
                 f"latent cache '{job.folder}': a worker died (too little memory, or a source that "
                 "another process cannot import); take processes=1, finished shards are kept"
             ) from error

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.errors import BadInput, LumosXError, listing
 from lumosx_rt.reference.files import (
     held,
     look_at,
@@ -102,7 +102,7 @@ def _trained(
     if crew.is_main:
         try_folder(folder)
     if not resume and (folder / STATE_FILE).exists():
-        raise LumosXError(f"'{folder}' holds a run already; resume it, or give a new folder")
+        raise BadInput(f"'{folder}' holds a run already; resume it, or give a new folder")
     if caches is None:
         with crew.main_first():
             caches = prepare_caches(recipe, folder / "cache")
@@ -125,7 +125,7 @@ def _trained(
             norm = float(nn.utils.clip_grad_norm_(run.model.parameters(), recipe.grad_clip))
             value = crew.mean(loss.detach())
             if not (math.isfinite(value) and math.isfinite(norm)):
-                raise LumosXError(
+                raise BadInput(
                     f"training: at step {step} the loss is {value} and the gradient's norm "
                     f"{norm}; lower the learning rate or grad_clip, and go on from the last "
                     "checkpoint"
@@ -195,7 +195,7 @@ def _must_fit(recipe: Recipe, caches: Mapping[str, LatentCache]) -> None:
         except LumosXError as error:
             problems.append(str(error))
     if problems:
-        raise LumosXError(listing("training", problems))
+        raise BadInput(listing("training", problems))
 
 
 # -- the state of a run ---------------------------------------------------------------------------
@@ -254,11 +254,11 @@ class _Run:
                 about = json.loads(file.metadata()["training"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise LumosXError(f"'{path}' is no readable training state ({error})") from error
+            raise BadInput(f"'{path}' is no readable training state ({error})") from error
         mine: dict[str, Any] = json.loads(json.dumps(self.recipe.describe()))
         changed = [name for name, value in mine.items() if about["recipe"].get(name) != value]
         if changed:
-            raise LumosXError(
+            raise BadInput(
                 f"'{path}' is of another recipe (its {', '.join(changed)} differ); give a new "
                 "folder, or the same recipe"
             )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.training.recipe import OptimizerName
 
 MUON_MOMENTUM = 0.95
@@ -99,7 +99,7 @@ class Optimizer:
         for name, value in state.items():
             parameter, _, key = name.rpartition(".")
             if parameter not in self.names:
-                raise LumosXError(f"optimizer state: there is no parameter '{parameter}'")
+                raise BadInput(f"optimizer state: there is no parameter '{parameter}'")
             place = self.names[parameter]
             for part in self.parts:
                 if any(place is p for group in part.param_groups for p in group["params"]):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lumosx_rt.reference.backbones.config import LumosXConfig
-from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.errors import BadInput, LumosXError, listing
 from lumosx_rt.reference.kinds import check_fields
 from lumosx_rt.reference.numbers import real_number, whole_number
 from lumosx_rt.reference.scenes.scene import Scene
@@ -157,7 +157,7 @@ class Recipe:
             if fingerprints.setdefault(source.name, source.fingerprint) != source.fingerprint:
                 problems.append(f"two sources have the name '{source.name}'; rename one")
         if problems:
-            raise LumosXError(listing("recipe", problems))
+            raise BadInput(listing("recipe", problems))
 
     @property
     def steps(self) -> int:
@@ -175,7 +175,7 @@ class Recipe:
             if step < stage.steps:
                 return stage
             step -= stage.steps
-        raise LumosXError(f"recipe: there are only {self.steps} steps")
+        raise BadInput(f"recipe: there are only {self.steps} steps")
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step: its stage's, times warm-up, times the final decay."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.errors import BadInput, LumosXError, listing
 from lumosx_rt.reference.files import of_the_system, sha256_of
 from lumosx_rt.reference.scenes.clips import read_clip
 from lumosx_rt.reference.scenes.scene import Scene
@@ -33,7 +33,7 @@ class FolderSource:
         self.path, self.size = Path(path).absolute(), size
         self.name = self.path.resolve().name
         if not self.path.is_dir():
-            raise LumosXError(f"data: '{path}' is no folder; give one of prompt folders")
+            raise BadInput(f"data: '{path}' is no folder; give one of prompt folders")
         folders = sorted(p for p in self.path.iterdir() if p.is_dir() and not of_the_system(p.name))
         problems: list[str] = []
         self.scenes: list[tuple[Scene, Path]] = []
@@ -43,14 +43,14 @@ class FolderSource:
                 scene.check()
                 frames = len(read_clip(folder / CLIP_FILE)[0])
                 if frames < size.frames:
-                    raise LumosXError(f"{CLIP_FILE} has {frames} frames, {size.frames} are needed")
+                    raise BadInput(f"{CLIP_FILE} has {frames} frames, {size.frames} are needed")
                 self.scenes.append((scene, folder / CLIP_FILE))
             except LumosXError as error:
                 problems.append(f"{folder.name}: {error}")
         if not folders:
             problems.append(f"there is no prompt folder with a {CLIP_FILE} in it; put some there")
         if problems:
-            raise LumosXError(listing(f"data '{self.path}'", problems))
+            raise BadInput(listing(f"data '{self.path}'", problems))
 
     def __len__(self) -> int:
         return len(self.scenes)

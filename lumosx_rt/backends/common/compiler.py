@@ -9,7 +9,7 @@ from lumosx_rt.calibration.calibration_file import Calibration, read_calibration
 from lumosx_rt.calibration.formats import FORMATS, Format
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import Unsupported
 from lumosx_rt.reference.packages import require
 from lumosx_rt.reference.progress import Report
 from lumosx_rt.reference.sampling.shortcuts import Lossy
@@ -75,13 +75,13 @@ def calibration_for(numbers: Format, calibration: Path | None, random: bool) -> 
     format needs one and has none, or has one and needs none.
     """
     if numbers.quantized and calibration is None and not random:
-        raise LumosXError(
+        raise Unsupported(
             f"precision: got '{numbers.name}', which needs scales; make them with `lumosx-rt "
             "calibrate CHECKPOINT -o calibration.json` and name the file with --calibration"
         )
     if not numbers.quantized and calibration is not None:
         needing = ", ".join(name for name, found in FORMATS.items() if found.quantized)
-        raise LumosXError(
+        raise Unsupported(
             f"calibration: got {calibration}, only {needing} uses it; add --precision {needing}, "
             "or leave it away"
         )
@@ -95,7 +95,7 @@ def calibration_for(numbers: Format, calibration: Path | None, random: bool) -> 
 def check_whole(folder: Path, manifest: Manifest, lossy: Lossy) -> None:
     """Raise LumosXError where shortcuts are asked of an engine that is compiled as a whole."""
     if lossy:
-        raise LumosXError(
+        raise Unsupported(
             f"lossy: {folder} is compiled as a whole ({manifest.backend}), and shortcuts leave "
             "parts out; build with --backend onnxruntime, or take none"
         )
@@ -104,7 +104,7 @@ def check_whole(folder: Path, manifest: Manifest, lossy: Lossy) -> None:
 def check_plan_provider(folder: Path, provider: Provider) -> None:
     """Raise LumosXError where a plan is asked to run anywhere but on a GPU."""
     if provider not in ("auto", "cuda"):
-        raise LumosXError(
+        raise Unsupported(
             f"provider: got '{provider}', {folder} is a plan for GPUs; build with --backend "
             "onnxruntime or torch, or leave --provider away"
         )

@@ -19,7 +19,7 @@ from lumosx_rt.calibration.calibration_file import Calibration
 from lumosx_rt.calibration.sites import is_attention
 from lumosx_rt.kernels.qdq import quantize, weight_scale
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.errors import Unsupported, listing
 from lumosx_rt.reference.metrics import relative_error
 from lumosx_rt.reference.sampling.inputs import DEFAULT, random_inputs
 
@@ -177,5 +177,5 @@ def layer_parity(
         if not error <= PRODUCT_GATE:
             problems.append(f"{product.site}: differs from float64 by {error:.1e}")
     if problems:
-        raise LumosXError(listing("the FP8 graph is not what the calibration asks for", problems))
+        raise Unsupported(listing("the FP8 graph is not what the calibration asks for", problems))
     return {"roundings": len(roundings), "products": len(products), "worst_product": worst}

@@ -5,13 +5,13 @@ A fork copies memory, but no threads: what waits for its own threads would wait 
 
 import os
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import Unsupported
 
 
 def check_process(pid: int, what: str) -> None:
     """Raise LumosXError unless `pid`, of the process that loaded `what`, is this process."""
     if os.getpid() != pid:
-        raise LumosXError(
+        raise Unsupported(
             f"{what} was loaded in another process ({pid}) and does not work in its fork "
             f"({os.getpid()}); load it again here, or start processes by 'spawn'"
         )

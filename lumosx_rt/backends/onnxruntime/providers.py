@@ -21,7 +21,7 @@ from lumosx_rt.artifact import user_cache as cache
 from lumosx_rt.artifact.manifest import Manifest
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.reference.backbones.config import LumosXConfig
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import Unsupported
 from lumosx_rt.reference.sampling.inputs import AXES
 from lumosx_rt.reference.scenes.video_size import VideoSize
 
@@ -101,7 +101,7 @@ def options_of(provider: str, serving: Serving | None) -> dict[str, str]:
         # grow by what is asked for: requests of other shapes would double the arena over and over
         return {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
     if serving is None:
-        raise LumosXError(f"provider: '{provider}' compiles for an engine's sizes, and got none")
+        raise Unsupported(f"provider: '{provider}' compiles for an engine's sizes, and got none")
     own = provider == "tensorrt-rtx"
     for folder in (serving.engines,) if own else (serving.engines, serving.timings):
         _make(folder)
@@ -149,7 +149,7 @@ def open_session(
     name = NAMES[provider]
     if device is None and name not in ort.get_available_providers():
         found = ", ".join(ort.get_available_providers())
-        raise LumosXError(
+        raise Unsupported(
             f"provider: '{provider}' is onnxruntime's {name}, which is not installed here (there "
             f"is {found}); {_mended(provider)}"
         )
@@ -167,11 +167,11 @@ def open_session(
         where, mended = ("", "") if provider == "cpu" else (f" on {name}", f"; {_mended(provider)}")
         if provider in COMPILING:
             mended += "; an older TensorRT may take the graph of build --opset 20"
-        raise LumosXError(
+        raise Unsupported(
             f"{graph.name}: onnxruntime cannot load it{where}: {_reason(error)}{mended}"
         ) from None
     if session.get_providers()[0] != name:
-        raise LumosXError(
+        raise Unsupported(
             f"onnxruntime did not load {name} (its libraries are missing or do not match); "
             f"{_mended(provider)}"
         )
@@ -195,16 +195,16 @@ def _plugin_device(ort: Any) -> Any | None:
         if not any(device.ep_name == name for device in ort.get_ep_devices()):
             ort.register_execution_provider_library(name, plugin.get_library_path())
     except ImportError:
-        raise LumosXError(
+        raise Unsupported(
             f"{wanted}, which is not installed here; {_mended('tensorrt-rtx')}"
         ) from None
     except Exception as error:
-        raise LumosXError(
+        raise Unsupported(
             f"{wanted}, which does not load: {_reason(error)}; {_mended('tensorrt-rtx')}"
         ) from None
     devices = [device for device in ort.get_ep_devices() if device.ep_name == name]
     if not devices:
-        raise LumosXError(f"{wanted}, which finds no GPU here; {_mended('tensorrt-rtx')}")
+        raise Unsupported(f"{wanted}, which finds no GPU here; {_mended('tensorrt-rtx')}")
     return devices[0]
 
 
@@ -212,7 +212,7 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LumosXError(
+        raise Unsupported(
             f"{folder}: cannot be made ({error.strerror}), and what is compiled is kept there; "
             "name another place in LUMOSX_CACHE"
         ) from None

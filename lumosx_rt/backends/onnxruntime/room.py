@@ -14,7 +14,7 @@ from lumosx_rt.calibration.apply.graph import check_carriable
 from lumosx_rt.calibration.formats import format_of
 from lumosx_rt.export.onnx.graph import OPSETS
 from lumosx_rt.reference.backbones.config import LumosXConfig
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import Unsupported
 from lumosx_rt.reference.packages import EXPORT, require
 from lumosx_rt.reference.sampling.inputs import Backend
 
@@ -38,17 +38,17 @@ def compiler(options: OnnxRuntimeOptions, random: bool) -> OnnxCompiler:
     precision, opset = options.precision, options.opset
     numbers = format_of(precision)
     if precision not in PRECISIONS:
-        raise LumosXError(
+        raise Unsupported(
             f"precision: got '{precision}', onnxruntime takes fp32, fp16 or fp8; {precision} is "
             "--backend torch"
         )
     if opset not in (None, *OPSETS):
-        raise LumosXError(f"opset: got {opset}, accepted are {', '.join(map(str, OPSETS))}")
+        raise Unsupported(f"opset: got {opset}, accepted are {', '.join(map(str, OPSETS))}")
     document = calibration_for(numbers, options.calibration, random)
     if document is not None:
         check_carriable(document)
     if numbers.quantized and opset not in (None, OPSETS[0]):
-        raise LumosXError(f"opset: got {opset}, {precision} is opset {OPSETS[0]}; leave it away")
+        raise Unsupported(f"opset: got {opset}, {precision} is opset {OPSETS[0]}; leave it away")
     require("building an engine", *EXPORT, "onnxruntime")
     return OnnxCompiler(precision, opset or OPSETS[0], document)
 

@@ -15,7 +15,7 @@ from lumosx_rt.backends.common.devices import PROVIDERS, Provider
 from lumosx_rt.backends.common.odd_sizes import takes_odd_sizes
 from lumosx_rt.backends.common.process import check_process
 from lumosx_rt.backends.onnxruntime.providers import COMPILING, NAMES, Serving, open_session
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import LumosXError, Unsupported
 from lumosx_rt.reference.packages import require
 from lumosx_rt.reference.sampling.inputs import OUTPUT, Denoiser, Inputs, check_shapes
 
@@ -71,7 +71,7 @@ class OnnxRuntimeBackend:
         try:
             check_shapes(shapes, self.limits or {})
         except LumosXError as error:
-            raise LumosXError(
+            raise Unsupported(
                 f"{error}; --provider {self.provider} compiles for the engine's own video size, "
                 "the others take every size: --provider cpu or cuda"
             ) from None
@@ -119,7 +119,7 @@ def device_of(provider: str) -> str:
 def chosen(ort: Any, provider: Provider) -> str:
     """A provider for what was asked. Raises LumosXError for one that does not exist."""
     if provider not in PROVIDERS:
-        raise LumosXError(f"provider: got '{provider}', accepted are {', '.join(PROVIDERS)}")
+        raise Unsupported(f"provider: got '{provider}', accepted are {', '.join(PROVIDERS)}")
     if provider != "auto":
         return provider
     return "cuda" if NAMES["cuda"] in ort.get_available_providers() else "cpu"
@@ -141,7 +141,7 @@ def run(session: Any, binding: Any, time: int) -> None:
         session.run_with_iobinding(binding)
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise LumosXError(f"onnxruntime failed at time {time}: {reason}") from None
+        raise Unsupported(f"onnxruntime failed at time {time}: {reason}") from None
 
 
 def described(ort: Any, provider: str, threads: int) -> dict[str, str]:

@@ -21,7 +21,7 @@ from lumosx_rt.backends.onnxruntime.run import BoundInputs, chosen, described, r
 from lumosx_rt.export.onnx import split as cut
 from lumosx_rt.export.onnx.named_values import video_of
 from lumosx_rt.reference.backbones.config import LumosXConfig
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import Unsupported
 from lumosx_rt.reference.packages import require
 from lumosx_rt.reference.sampling.inputs import OUTPUT, Denoiser, Inputs
 from lumosx_rt.reference.sampling.shortcuts import Lossy
@@ -42,7 +42,7 @@ class CachingBackend:
         import onnxruntime
 
         if provider in COMPILING:
-            raise LumosXError(
+            raise Unsupported(
                 f"lossy: --provider {provider} compiles whole graphs, and shortcuts cut them; take "
                 "cpu or cuda"
             )
@@ -56,7 +56,7 @@ class CachingBackend:
         try:
             parts = cut.parts_of(cut.load(graph), keys=lossy.reuses_keys, steps=lossy.skips_blocks)
         except ValueError as error:
-            raise LumosXError(
+            raise Unsupported(
                 f"{graph.name}: {error}, shortcuts need to know where blocks begin; build the "
                 "engine again with this version"
             ) from None
@@ -150,7 +150,7 @@ def check_apart(inputs: Inputs) -> None:
     has_video = ((index < frames) & mask).any(-1)
     has_reference = ((index >= frames) & mask).any(-1)
     if (has_video & has_reference).any():
-        raise LumosXError(
+        raise Unsupported(
             "lossy keys: references see the video here (relational visibility is off), so their "
             "keys change with it; load the engine without"
         )

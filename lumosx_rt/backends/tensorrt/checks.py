@@ -13,7 +13,7 @@ import torch
 from lumosx_rt.artifact import user_cache as cache
 from lumosx_rt.artifact.manifest import PLAN, Manifest
 from lumosx_rt.backends.common.devices import device_facts
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import Unsupported
 from lumosx_rt.reference.files import sha256_of
 
 BACKEND = "tensorrt"
@@ -26,7 +26,7 @@ def import_tensorrt() -> Any:
     try:
         import tensorrt
     except (ImportError, OSError) as error:
-        raise LumosXError(
+        raise Unsupported(
             f"backend: '{BACKEND}' needs the package tensorrt with its libraries, which cannot be "
             f"loaded here ({error}); pip install tensorrt; {_INSTEAD}"
         ) from None
@@ -36,7 +36,7 @@ def import_tensorrt() -> Any:
 def gpu_here() -> dict[str, Any]:
     """This machine's GPU. Raises LumosXError where there is none, or none that has plugins."""
     if not torch.cuda.is_available():
-        raise LumosXError(
+        raise Unsupported(
             f"backend: '{BACKEND}' builds and runs on the GPU of this machine, and torch finds "
             "none here: no NVIDIA driver, or a torch without CUDA; build on such a machine, take "
             "--backend tensorrt-rtx, which needs no GPU to build, or onnxruntime"
@@ -47,7 +47,7 @@ def gpu_here() -> dict[str, Any]:
 
         architecture(torch.cuda.get_device_capability())
     except (ImportError, ValueError) as error:
-        raise LumosXError(
+        raise Unsupported(
             f"backend: '{BACKEND}' is made of our kernels, which cannot be had here ({error}); "
             "take --backend onnxruntime"
         ) from None
@@ -72,21 +72,21 @@ def check_plugin_plan(folder: Path, manifest: Manifest, *, trust: bool) -> None:
     """
     rebuild = f"build it again: lumosx-rt build CHECKPOINT -o {folder} --backend {BACKEND} --force"
     if not (folder / PLAN).is_file():
-        raise LumosXError(f"{folder} has no {PLAN}; {rebuild}")
+        raise Unsupported(f"{folder} has no {PLAN}; {rebuild}")
     made, here = manifest.versions.get("tensorrt", "unknown"), import_tensorrt().__version__
     if made != here:
-        raise LumosXError(
+        raise Unsupported(
             f"{folder} was built with TensorRT {made}, here is {here}; a plan loads only in the "
             f"version that made it; pip install tensorrt=={made}, or {rebuild}"
         )
     wanted, gpu = manifest.device.get("capability", "unknown"), gpu_here()
     if wanted != gpu["capability"]:
-        raise LumosXError(
+        raise Unsupported(
             f"{folder} was built on {manifest.device.get('name')} (compute capability {wanted}), "
             f"here is {gpu['name']} ({gpu['capability']}); {rebuild}"
         )
     if not trust and not cache.compiled_here(sha256_of(folder / PLAN)):
-        raise LumosXError(
+        raise Unsupported(
             f"{folder}: {PLAN} holds compiled code that was made elsewhere, and loading it would "
             f"run it with your rights; {rebuild}; or, if you know where it comes from, load it "
             "with --trust (rt.load(..., trust=True))"

@@ -27,7 +27,7 @@ from lumosx_rt.export.tensorrt.plan import DTYPES, MAX_SEEDS, build_plan
 from lumosx_rt.export.tensorrt.variants import CLASSIC, plugin_nodes
 from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import Unsupported
 from lumosx_rt.reference.files import sha256_of
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.packages import EXPORT, require
@@ -140,14 +140,14 @@ def plugin_plan_compiler(asked: PlanRequest) -> PluginPlanCompiler:
     or a GPU is missing.
     """
     if asked.precision not in DTYPES:
-        raise LumosXError(
+        raise Unsupported(
             f"precision: got '{asked.precision}', tensorrt takes {' or '.join(DTYPES)}; fp32 is "
             "--backend torch or onnxruntime, fp8 torch or tensorrt-rtx"
         )
     seeds = MAX_SEEDS if asked.max_seeds is None else asked.max_seeds
     most = Limits.any_size(1).seeds.most
     if not 2 <= seeds <= most:
-        raise LumosXError(
+        raise Unsupported(
             f"max_seeds: got {seeds}, accepted are 2 to {most}: a plan is checked with two"
         )
     require("--backend tensorrt", *EXPORT)
@@ -163,7 +163,7 @@ def _check_room(limits: Limits) -> None:
         sizes = (layout.video_frames, layout.height, layout.width, layout.references)
         most = (limits.frames.most, limits.height.most, limits.width.most, limits.references.most)
         if any(size > room for size, room in zip(sizes, most, strict=True)):
-            raise LumosXError(
+            raise Unsupported(
                 f"max_size, max_references: the plan would serve {most} frames, rows, columns "
                 f"(in tokens) and references, and is checked on {sizes}; build it for more"
             )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lumosx_rt.backends.common.odd_sizes import takes_odd_sizes
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import Unsupported
 from lumosx_rt.reference.sampling.inputs import INPUTS, OUTPUT, Denoiser, Inputs, check_shapes
 
 
@@ -34,11 +34,11 @@ class TensorRtBackend:
         self._runtime = trt.Runtime(self._log)
         self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if self._engine is None:
-            raise LumosXError(f"{plan.name}: {self.title} cannot load it: {self._log.reason()}")
+            raise Unsupported(f"{plan.name}: {self.title} cannot load it: {self._log.reason()}")
         count = self._engine.num_io_tensors
         names = {self._engine.get_tensor_name(i) for i in range(count)}
         if names != {*INPUTS, OUTPUT}:
-            raise LumosXError(f"{plan.name}: its tensors are {', '.join(sorted(names))}")
+            raise Unsupported(f"{plan.name}: its tensors are {', '.join(sorted(names))}")
         if self._engine.streamable_weights_size:
             budget = self._engine.get_weight_streaming_automatic_budget()
             self._engine.weight_streaming_budget_v2 = budget
@@ -100,7 +100,7 @@ class TensorRtBackend:
 
     def _demand(self, granted: bool, what: str) -> None:
         if not granted:
-            raise LumosXError(f"{self.title} refuses {what}: {self._log.reason()}")
+            raise Unsupported(f"{self.title} refuses {what}: {self._log.reason()}")
 
 
 class _Buffer:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import Unsupported
 from lumosx_rt.reference.sampling.inputs import Backend, Denoiser, Inputs
 
 
@@ -20,7 +20,7 @@ class BucketedBackend:
         for most in self._plans:
             if references <= most:
                 return self._backend(most).bind(inputs)
-        raise LumosXError(
+        raise Unsupported(
             f"references: got {references}, this engine's plans serve up to {max(self._plans)}; "
             f"build it with --buckets {','.join(map(str, self._plans))},{references}"
         )

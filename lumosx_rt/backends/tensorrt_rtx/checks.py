@@ -11,7 +11,7 @@ import torch
 
 from lumosx_rt.artifact import user_cache as cache
 from lumosx_rt.artifact.manifest import PLAN, Manifest, buckets_of, plan_of
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import Unsupported
 from lumosx_rt.reference.files import sha256_of
 
 BACKEND = "tensorrt-rtx"
@@ -22,7 +22,7 @@ def import_tensorrt_rtx() -> Any:
     try:
         import tensorrt_rtx
     except (ImportError, OSError) as error:
-        raise LumosXError(
+        raise Unsupported(
             f"backend: '{BACKEND}' needs the package tensorrt-rtx, which cannot be loaded here "
             f"({error}); install it: pip install lumosx-rt[tensorrt]"
         ) from None
@@ -47,29 +47,29 @@ def check_plan(folder: Path, manifest: Manifest, *, trust: bool) -> None:
     plans = plans_of(manifest)
     for name in plans:
         if not (folder / name).is_file():
-            raise LumosXError(f"{folder} has no {name}; {rebuild}")
+            raise Unsupported(f"{folder} has no {name}; {rebuild}")
     made = manifest.versions.get("tensorrt_rtx", "unknown")
     here = import_tensorrt_rtx().__version__
     if made != here:
-        raise LumosXError(
+        raise Unsupported(
             f"{folder} was built with TensorRT-RTX {made}, here is {here}; a plan loads only in "
             f"the version that made it; pip install tensorrt-rtx=={made}, or {rebuild}"
         )
     if not torch.cuda.is_available():
-        raise LumosXError(
+        raise Unsupported(
             f"{folder} runs on a GPU ({targets}), and torch finds none here: no NVIDIA driver, or "
             "a torch without CUDA; load it on such a machine, or build for this one with --backend "
             "onnxruntime"
         )
     capability = "sm_" + "".join(map(str, torch.cuda.get_device_capability()))
     if capability not in targets.split(","):
-        raise LumosXError(
+        raise Unsupported(
             f"{folder} was built for {targets}, the GPU here is {capability}; build it again with "
             f"--targets {capability}, or with --backend torch"
         )
     strange = [name for name in plans if not cache.compiled_here(sha256_of(folder / name))]
     if not trust and strange:
-        raise LumosXError(
+        raise Unsupported(
             f"{folder}: {strange[0]} holds compiled code that was made elsewhere, loading it "
             f"would run it with your rights; {rebuild}; or, if you know where it comes from, load "
             "it with --trust (rt.load(..., trust=True))"

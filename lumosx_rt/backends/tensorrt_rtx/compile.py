@@ -30,7 +30,7 @@ from lumosx_rt.export.limits import Limits
 from lumosx_rt.export.tensorrt.plan import DTYPES, MAX_SEEDS, attention_sites, build_plan
 from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import Unsupported
 from lumosx_rt.reference.files import sha256_of
 from lumosx_rt.reference.packages import EXPORT, require
 from lumosx_rt.reference.progress import Report
@@ -204,7 +204,7 @@ def plan_compiler(asked: PlanRequest, random: bool) -> PlanCompiler:
     seeds = MAX_SEEDS if asked.max_seeds is None else asked.max_seeds
     most = Limits.any_size(1).seeds.most
     if not 1 <= seeds <= most:
-        raise LumosXError(f"max_seeds: got {seeds}, accepted are 1 to {most}")
+        raise Unsupported(f"max_seeds: got {seeds}, accepted are 1 to {most}")
     numbers = format_of(asked.precision)
     buckets = _buckets(numbers, asked.buckets)
     document = calibration_for(numbers, asked.calibration, random)
@@ -220,7 +220,7 @@ def plan_compiler(asked: PlanRequest, random: bool) -> PlanCompiler:
 def _buckets(numbers: Format, buckets: str | Sequence[int] | None) -> tuple[int, ...]:
     if not numbers.quantized:
         if buckets is not None:
-            raise LumosXError(
+            raise Unsupported(
                 f"buckets: got '{buckets}', only fp8 has several plans; leave it away, or add "
                 "--precision fp8"
             )
@@ -232,7 +232,7 @@ def _buckets(numbers: Format, buckets: str | Sequence[int] | None) -> tuple[int,
         found = ()
     most = LIMITS["references"][1]
     if not found or list(found) != sorted(set(found)) or not 1 <= found[0] <= found[-1] <= most:
-        raise LumosXError(
+        raise Unsupported(
             f"buckets: got '{buckets}', accepted are rising numbers of references, 1 to {most}, "
             "with commas between, like 4,16"
         )
@@ -247,13 +247,13 @@ def _split(targets: str | Sequence[str]) -> tuple[str, ...]:
 def _check_targets(targets: Sequence[str]) -> None:
     for target in targets:
         if target in REFUSED:
-            raise LumosXError(
+            raise Unsupported(
                 f"targets: got '{target}', {REFUSED[target]}; build with --backend torch on a "
                 "machine that has one"
             )
     unknown = [target for target in targets if target not in TARGETS]
     if unknown or not targets:
-        raise LumosXError(
+        raise Unsupported(
             f"targets: got '{','.join(unknown)}', accepted are {', '.join(TARGETS)} (one or more, "
             "with commas between)"
         )
@@ -263,12 +263,12 @@ def _check_precision(precision: str, targets: Sequence[str]) -> None:
     without = [target for target in targets if target not in FP8_TARGETS]
     quantized = precision in FORMATS and FORMATS[precision].quantized
     if quantized and without:
-        raise LumosXError(
+        raise Unsupported(
             f"precision: got 'fp8', {', '.join(without)} cannot compute in it; accepted are "
             f"--targets {','.join(FP8_TARGETS)}, or --precision bf16"
         )
     if not quantized and precision not in DTYPES:
-        raise LumosXError(
+        raise Unsupported(
             f"precision: got '{precision}', tensorrt-rtx takes {', '.join(DTYPES)} or fp8, because "
             "its fused attention has no fp32; fp32 is --backend torch or onnxruntime"
         )

@@ -14,7 +14,7 @@ import torch
 from lumosx_rt.artifact import user_cache as cache
 from lumosx_rt.artifact.manifest import PACKAGE, Manifest
 from lumosx_rt.backends.common.devices import device_facts
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import Unsupported
 from lumosx_rt.reference.files import sha256_of
 
 _REBUILD = "build it again: lumosx-rt build CHECKPOINT -o {folder} --backend torch --force"
@@ -27,16 +27,16 @@ def check_package(folder: Path, manifest: Manifest, *, trust: bool) -> None:
     """
     rebuild = _REBUILD.format(folder=folder)
     if not (folder / PACKAGE).is_file():
-        raise LumosXError(f"{folder} has no {PACKAGE}; {rebuild}")
+        raise Unsupported(f"{folder} has no {PACKAGE}; {rebuild}")
     made, here = manifest.versions.get("torch", "unknown"), torch.__version__.split("+")[0]
     if made.split(".")[:2] != here.split(".")[:2]:
-        raise LumosXError(
+        raise Unsupported(
             f"{folder} was compiled with torch {made}, here is {here}; a package runs with the "
             f"minor version that made it; {rebuild}"
         )
     _check_device(folder, manifest.device, rebuild)
     if not trust and not cache.compiled_here(sha256_of(folder / PACKAGE)):
-        raise LumosXError(
+        raise Unsupported(
             f"{folder}: {PACKAGE} holds compiled code that was made elsewhere, and loading it "
             f"would run it with your rights; {rebuild}; or, if you know where it comes from, load "
             "it with --trust (rt.load(..., trust=True))"
@@ -47,7 +47,7 @@ def check_package(folder: Path, manifest: Manifest, *, trust: bool) -> None:
 def _check_device(folder: Path, wanted: dict[str, Any], rebuild: str) -> None:
     device = "cuda" if "capability" in wanted else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise LumosXError(
+        raise Unsupported(
             f"{folder} was compiled for a GPU ({wanted.get('name')}), torch finds none here; "
             f"{rebuild} --device cpu"
         )
@@ -58,7 +58,7 @@ def _check_device(folder: Path, wanted: dict[str, Any], rebuild: str) -> None:
         if wanted.get(name) != found and (name != "name" or device == "cpu")
     ]
     if differing:
-        raise LumosXError(f"{folder} was compiled for {', '.join(differing)}; {rebuild}")
+        raise Unsupported(f"{folder} was compiled for {', '.join(differing)}; {rebuild}")
 
 
 def _check_members(path: Path) -> None:
@@ -66,14 +66,14 @@ def _check_members(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (OSError, zipfile.BadZipFile) as error:
-        raise LumosXError(f"{path.name}: no package ({error}); build the engine again") from None
+        raise Unsupported(f"{path.name}: no package ({error}); build the engine again") from None
     for member in members:
         name = member.orig_filename
         inside = PurePosixPath(name)
         plain = str(inside) == name.rstrip("/") and not set(name) & {"\\", ":", "\0"}
         linked = stat.S_ISLNK(member.external_attr >> 16)
         if inside.is_absolute() or ".." in inside.parts or not plain or linked:
-            raise LumosXError(
+            raise Unsupported(
                 f"{path.name}: its member {name!r} would be unpacked outside its folder; the "
                 "package was tampered with, do not trust it"
             )

@@ -23,7 +23,7 @@ from lumosx_rt.kernels.qdq import PLAIN
 from lumosx_rt.reference.backbones.ops import Ops
 from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import Unsupported
 from lumosx_rt.reference.files import sha256_of
 from lumosx_rt.reference.progress import Report
 
@@ -134,8 +134,8 @@ def _fast_ops(head_dim: int) -> Ops:
         raise _without_kernels(error) from None
 
 
-def _without_kernels(error: Exception) -> LumosXError:
-    return LumosXError(
+def _without_kernels(error: Exception) -> Unsupported:
+    return Unsupported(
         f"device: the kernels for this GPU cannot be had ({error}); build with --device cpu, or "
         "--backend onnxruntime"
     )

@@ -13,7 +13,7 @@ from lumosx_rt.backends.torch.compile import DTYPES, TorchCompiler, cpp_compiler
 from lumosx_rt.backends.torch.run import TorchBackend
 from lumosx_rt.calibration.apply.graph import check_carriable
 from lumosx_rt.calibration.formats import format_of
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import Unsupported
 from lumosx_rt.reference.sampling.inputs import Backend
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -35,17 +35,17 @@ def compiler(options: TorchOptions, random: bool) -> TorchCompiler:
     """Check a request. Raises LumosXError for what is not here, also a C++ compiler."""
     precision, device = options.precision, options.device
     if device not in DEVICES:
-        raise LumosXError(f"device: got '{device}', accepted are {', '.join(DEVICES)}")
+        raise Unsupported(f"device: got '{device}', accepted are {', '.join(DEVICES)}")
     quantized = precision is not None and format_of(precision).quantized
     if precision is not None and not quantized and precision not in DTYPES:
-        raise LumosXError(
+        raise Unsupported(
             f"precision: got '{precision}', torch takes {', '.join(DTYPES)} or fp8; {precision} is "
             "--backend onnxruntime"
         )
     if device == "cuda" and not torch.cuda.is_available():
-        raise LumosXError("device: got 'cuda', torch finds no GPU here; accepted is --device cpu")
+        raise Unsupported("device: got 'cuda', torch finds no GPU here; accepted is --device cpu")
     if cpp_compiler() is None:
-        raise LumosXError(
+        raise Unsupported(
             "backend: 'torch' compiles C++, and there is no C++ compiler here; install one "
             "(Debian: apt install g++) or name it in CXX, or take --backend onnxruntime"
         )
@@ -64,7 +64,7 @@ def load(request: LoadRequest) -> Backend:
     device = "cuda" if "capability" in request.manifest.device else "cpu"
     if provider not in ("auto", device):
         other = f"torch --device {provider}" if provider in ("cpu", "cuda") else "onnxruntime"
-        raise LumosXError(
+        raise Unsupported(
             f"provider: got '{provider}', {folder} was compiled for {device}; build it again with "
             f"--backend {other}, or leave --provider away"
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lumosx_rt.backends.common.odd_sizes import takes_odd_sizes
 from lumosx_rt.backends.common.process import check_process
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import Unsupported
 from lumosx_rt.reference.sampling.inputs import Denoiser, Inputs, check_shapes
 
 Run = Callable[[], Tensor]
@@ -33,7 +33,7 @@ class TorchBackend:
             # bookkeeping for more cannot be captured.
             self._model = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", True, 1, -1)
         except Exception as error:  # whatever a damaged archive or library makes of it
-            raise LumosXError(f"{package.name}: torch cannot load it: {_reason(error)}") from None
+            raise Unsupported(f"{package.name}: torch cannot load it: {_reason(error)}") from None
 
     @takes_odd_sizes
     def bind(self, inputs: Inputs) -> Denoiser:
@@ -60,7 +60,7 @@ class TorchBackend:
                 run = run or _captured(call)
                 return run().cpu()
             except RuntimeError as error:
-                raise LumosXError(f"torch failed at time {time}: {_reason(error)}") from None
+                raise Unsupported(f"torch failed at time {time}: {_reason(error)}") from None
 
         return denoise
 

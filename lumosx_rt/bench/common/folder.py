@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput, LumosXError
 from lumosx_rt.reference.files import (
     held,
     of_the_system,
@@ -39,14 +39,14 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
     wanted = json.loads(json.dumps(identity))
     if not file.is_file():
         if folder.exists() and not (folder.is_dir() and _is_empty(folder)):
-            raise LumosXError(f"{folder} exists and holds no benchmark; choose another with -o")
+            raise BadInput(f"{folder} exists and holds no benchmark; choose another with -o")
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(wanted, indent=2, sort_keys=True) + "\n")
         return
     found = read_identity(file)
     if found != wanted:
         parts = sorted(_differing(found, wanted))
-        raise LumosXError(
+        raise BadInput(
             f"{folder} holds another run, with another {', '.join(parts)}; choose another folder "
             "with -o, or remove it"
         )
@@ -59,7 +59,7 @@ def read_identity(file: Path) -> dict[str, Any]:
     try:
         return read_json(file)
     except LumosXError as error:
-        raise LumosXError(f"{file}: not the {RUN_FILE} of a benchmark ({error})") from None
+        raise BadInput(f"{file}: not the {RUN_FILE} of a benchmark ({error})") from None
 
 
 def whole_lines(file: Path) -> list[str]:

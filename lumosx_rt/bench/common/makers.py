@@ -16,7 +16,7 @@ from lumosx_rt.backends.common.devices import Provider
 from lumosx_rt.builder.build import MAX_REFERENCES
 from lumosx_rt.reference.checkpoints.bundle import find_bundle
 from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder, load_vae
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput, LumosXError
 from lumosx_rt.reference.sampling.eager import EagerBackend
 from lumosx_rt.reference.sampling.inputs import LIMITS
 from lumosx_rt.reference.sampling.shortcuts import EXACT, Lossy
@@ -73,7 +73,7 @@ def sampled(
             lossy=lossy,
         )
     elif lossy:
-        raise LumosXError(f"lossy: {path} is no engine, and the reference takes no shortcuts")
+        raise BadInput(f"lossy: {path} is no engine, and the reference takes no shortcuts")
     else:
         engine = reference_engine(path, components)
     manifest = engine.manifest
@@ -138,7 +138,7 @@ def reference_engine(path: Path, components: Path | None = None) -> Engine:
     try:
         source = CheckpointSource(find_bundle(path))
     except LumosXError as error:
-        raise LumosXError(f"{path} is no engine ({MANIFEST}); as a checkpoint: {error}") from None
+        raise BadInput(f"{path} is no engine ({MANIFEST}); as a checkpoint: {error}") from None
     encoders = find_bundle(components) if components else source.bundle
     parts = {name: encoders.require(name).sha256 for name in ENCODERS}
     identity = source.identity()

@@ -21,7 +21,7 @@ from PIL import Image
 
 from lumosx_rt.bench.common.folder import append_line, claim, whole_lines
 from lumosx_rt.bench.common.makers import MakeClip
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.files import replacing
 from lumosx_rt.reference.progress import Progress, quiet
 from lumosx_rt.reference.world import draw, judge, looks, score, story
@@ -114,7 +114,7 @@ def read_results(file: Path) -> list[Result]:
         try:
             results.append(_parsed(line))
         except (ValueError, TypeError, AttributeError) as error:
-            raise LumosXError(
+            raise BadInput(
                 f"{file}: line {number} is no result of a benchmark ({error}); give the "
                 f"{SCENES_FILE} of a run of this version"
             ) from None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lumosx_rt.bench.quality.suite import Result
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.world.score import METRICS, Estimate, Tally, differences, estimates
 
 DECIBELS = ("backdrop_psnr", "psnr")
@@ -33,7 +33,7 @@ def compare(results: Sequence[Result], others: Sequence[Result]) -> dict[str, An
     other = {result.name: result for result in others}
     common = [result for result in results if result.name in other]
     if not common:
-        raise LumosXError("against: the two runs have no scene in common; run the same list")
+        raise BadInput("against: the two runs have no scene in common; run the same list")
     groups = {
         name: {"scenes": len(part)}
         | _plain(differences([r.tally for r in part], [other[r.name].tally for r in part]))

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 
 LIMIT_S = 3600
 
@@ -36,7 +36,7 @@ def cold_request(
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
     if done.returncode:
         reason = next(reversed(done.stderr.strip().splitlines()), "no reason given")
-        raise LumosXError(f"{engine}: the first request in a process of its own failed: {reason}")
+        raise BadInput(f"{engine}: the first request in a process of its own failed: {reason}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

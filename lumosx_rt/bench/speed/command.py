@@ -25,7 +25,7 @@ from lumosx_rt.bench.speed.cold import cold_request
 from lumosx_rt.bench.speed.measure import Extent, Row, Subject, cases, ceiling, measured
 from lumosx_rt.bench.speed.page import as_text, draw_page
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.files import replacing, sha256_of, write_atomically
 from lumosx_rt.reference.progress import Progress, Report, quiet
 from lumosx_rt.runtime.engine import load
@@ -55,7 +55,7 @@ def bench_speed(
     the wall's. Raises LumosXError for what is no engine, and for a folder that holds another run.
     """
     if not (path / MANIFEST).is_file():
-        raise LumosXError(
+        raise BadInput(
             f"{path} is no engine ({MANIFEST}), and speed is an engine's; build one: "
             f"lumosx-rt build {path} -o ENGINE"
         )

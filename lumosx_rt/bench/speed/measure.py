@@ -26,7 +26,7 @@ from lumosx_rt.bench.speed.times import ratio, spread
 from lumosx_rt.calibration.formats import format_of
 from lumosx_rt.reference.backbones import cost as roofline
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput, LumosXError
 from lumosx_rt.reference.mechanisms.mechanism import Layout
 from lumosx_rt.reference.metrics import relative_error
 from lumosx_rt.reference.sampling.eager import EagerBackend
@@ -224,7 +224,7 @@ def step(subject: Subject, layout: Layout) -> Row:
     for _ in range(WARM_UP):
         velocity = call()
     if not torch.isfinite(velocity).all():
-        raise LumosXError(f"layout {layout.key}: the velocity is not finite; it is not timed")
+        raise BadInput(f"layout {layout.key}: the velocity is not finite; it is not timed")
     taken = [_seconds(subject, call) for _ in range(subject.extent.repeats)]
     work = roofline.forward(layout, subject.engine.config)
     return {
@@ -278,7 +278,7 @@ def speed_up(subject: Subject, layout: Layout, reference: Callable[[], LumosX]) 
         expected, velocity = (call().clone() for call in calls)
         error = relative_error(velocity, expected)
         if not torch.isfinite(velocity).all():
-            raise LumosXError(f"layout {layout.key}: the velocity is not finite; it is not timed")
+            raise BadInput(f"layout {layout.key}: the velocity is not finite; it is not timed")
         rounds = [[_seconds(subject, call) for call in calls] for _ in range(_rounds(subject))]
     finally:
         torch.set_num_threads(threads)

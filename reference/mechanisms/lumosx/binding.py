@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lumosx_rt.reference.encoders.umt5 import Prompt, TextEncoder
 from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder
-from lumosx_rt.reference.errors import LumosXError, listing
+from lumosx_rt.reference.errors import BadInput, listing
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout, layout_of
 from lumosx_rt.reference.scenes.prepared import PreparedScene, prepare_scene
 from lumosx_rt.reference.scenes.scene import Scene
@@ -84,7 +84,7 @@ def word_masks(
         if not row.any()
     ]
     if lost:
-        raise LumosXError(listing(f"scene '{name}'", lost))
+        raise BadInput(listing(f"scene '{name}'", lost))
     return masks
 
 

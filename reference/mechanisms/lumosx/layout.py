@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.kinds import checked
 
 POOLING_BLOCK = 8  # MCAM pools queries over 8x8 token blocks
@@ -98,7 +98,7 @@ class SceneLayout:
                     "use fewer images in one subject or a smaller frame"
                 )
         if problems:
-            raise LumosXError("layout: " + "; ".join(problems))
+            raise BadInput("layout: " + "; ".join(problems))
 
     # -- counts ---------------------------------------------------------------------------------
 
@@ -263,7 +263,7 @@ class SceneLayout:
         )
         switches = match[6].split("+")[1:] if match else []
         if match is None or not set(switches) <= set(_SWITCHES):
-            raise LumosXError(
+            raise BadInput(
                 f"layout: '{key}' is not FRAMESxHEIGHTxWIDTH+LONE+SUBJECTS, like 21x30x52+1+4.4 "
                 f"(no subjects: -; switched off: {', '.join('+' + s for s in _SWITCHES)})"
             )
@@ -277,7 +277,7 @@ class SceneLayout:
             **{_SWITCHES[name]: False for name in switches},
         )
         if layout.key != key:
-            raise LumosXError(f"layout: '{key}' is written {layout.key}")
+            raise BadInput(f"layout: '{key}' is written {layout.key}")
         return layout
 
 

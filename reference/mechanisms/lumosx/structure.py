@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import BadInput
 from lumosx_rt.reference.mechanisms.lumosx.layout import POOLING_BLOCK, SceneLayout
 
 
@@ -67,7 +67,7 @@ def structure_of(
     for layout in layouts:
         for name in ("video_frames", "height", "width", "references", "raster_tiling"):
             if getattr(layout, name) != getattr(first, name):
-                raise LumosXError(
+                raise BadInput(
                     f"streams of one call must agree in {name}: {layout.key} and {first.key}"
                 )
     size = (first.height, first.width)

@@ -346,3 +346,16 @@ def test_a_damaged_engine_as_a_program(micro, copied, scenes):
     done = program("verify", engine, scenes / "a")
     assert done.returncode == 1 and done.stdout == ""
     assert "error: " in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "list", "lfs"])
+def test_sizes_that_are_no_file_of_sizes_are_refused_at_once(run, micro_bundle, tmp_path, what):
+    path = tmp_path / "config.json"
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "device":
+        path = Path("/dev/zero")
+    else:
+        path.write_text("[1]" if what == "list" else "version https://git-lfs.github.com/spec/v1\n")
+    said = run("build", micro_bundle, "-o", tmp_path / "engine", "--config", path, code=1).stderr
+    assert str(path) in said.replace("\n", "")

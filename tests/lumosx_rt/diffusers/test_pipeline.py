@@ -199,7 +199,7 @@ def test_a_refused_call_leaves_its_generator_new(pipe):
     with pytest.raises(rt.LumosXError):
         pipe("a lake", **BRIEF | {"height": 33}, generator=generator)
     pipe("a lake", **BRIEF, generator=generator, output_type="latent")
-    with pytest.raises(ValueError, match="it was used"):
+    with pytest.raises(rt.BadInput, match="it was used"):
         pipe("a lake", **BRIEF, generator=generator)
 
 
