@@ -20,6 +20,10 @@ def inspect(
     layout_png: Annotated[
         Path | None, typer.Option(help="Draw the layout: groups, who attends to whom, words.")
     ] = None,
+    engine: Annotated[
+        Path | None,
+        typer.Option(help="An engine that a scene is for: says what it reads of the caption."),
+    ] = None,
     frames: Frames = None,
     height: Height = None,
     width: Width = None,
@@ -34,7 +38,7 @@ def inspect(
         from lumosx_rt.runtime.describe import as_text, describe, for_people
 
         size = video_size({"frames": 81, "height": 480, "width": 832}, frames, height, width)
-        facts = describe(path, size, layout_png)
+        facts = describe(path, size, layout_png, engine)
         result(as_text(for_people(facts)), facts, as_json)
         if facts.get("errors"):
             refuse(f"{path} has {len(facts['errors'])} errors")

@@ -5,7 +5,11 @@ from typing import Any
 
 from lumosx_rt.artifact.manifest import MANIFEST, check_files, read_manifest
 from lumosx_rt.artifact.report import read_report
+from lumosx_rt.artifact.source import encoders_of
+from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.checkpoints.bundle import COMPONENTS, find_bundle
+from lumosx_rt.reference.encoders.umt5 import tokenized
+from lumosx_rt.reference.encoders.weights import load_tokenizer
 from lumosx_rt.reference.errors import BadInput, LumosXError
 from lumosx_rt.reference.files import replacing
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout, layout_of
@@ -15,11 +19,14 @@ from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.scenes.words import clean_text
 
 
-def describe(path: Path, size: VideoSize, picture: Path | None = None) -> dict[str, Any]:
+def describe(
+    path: Path, size: VideoSize, picture: Path | None = None, engine: Path | None = None
+) -> dict[str, Any]:
     """Facts about an engine, a scene, a checkpoint, or a layout key such as 21x30x52+1+4.4.
 
     size: of the video, for a scene's layout. picture: where to draw the layout of a scene or key.
-    Raises LumosXError if the path is none of these, or damaged.
+    engine: one that a scene is for, whose tokenizer says what is read of the caption. Raises
+    LumosXError if the path is none of these, or damaged.
     """
     check_picture(picture)
     if not path.exists() and "+" in path.name:
@@ -31,7 +38,7 @@ def describe(path: Path, size: VideoSize, picture: Path | None = None) -> dict[s
             raise BadInput(f"{path} is an engine; a layout is drawn of a scene or a layout key")
         return _engine(path)
     if path.suffix == ".toml" or any((path / n).is_file() for n in ("caption.txt", SCENE_FILE)):
-        return _scene(Scene.load(path), size, picture)
+        return _scene(Scene.load(path), size, picture, engine)
     try:
         return _checkpoint(path)
     except LumosXError as error:
@@ -72,7 +79,9 @@ def _engine(path: Path) -> dict[str, Any]:
     }
 
 
-def _scene(scene: Scene, size: VideoSize, picture: Path | None) -> dict[str, Any]:
+def _scene(
+    scene: Scene, size: VideoSize, picture: Path | None, engine: Path | None
+) -> dict[str, Any]:
     errors, warnings = scene.problems()
     caption = clean_text(scene.caption)
     words = [clean_text(reference.word) for reference in scene.references]
@@ -86,11 +95,23 @@ def _scene(scene: Scene, size: VideoSize, picture: Path | None) -> dict[str, Any
         "errors": errors,
         "warnings": warnings,
     }
+    if engine is not None:
+        facts["caption_tokens"] = _read(caption, engine, warnings)
     if 0 in scene.subject_sizes:  # an error above; such a scene has no layout
         return facts
     layout = layout_of(scene, size.grid)
     _draw(picture, layout, words, caption, spans)
     return facts | _layout(layout)
+
+
+def _read(caption: str, engine: Path, warnings: list[str]) -> dict[str, int]:
+    """Count the caption's tokens, and those that an engine reads; warns where it is cut."""
+    manifest = read_manifest(engine)
+    most = LumosXConfig.from_dict(manifest.model).text_len
+    tokenizer = load_tokenizer(encoders_of(manifest, engine, None).require("tokenizer").path)
+    prompt = tokenized(tokenizer, caption, most)
+    warnings += prompt.cut("the caption")
+    return {"all": prompt.tokens, "read": min(prompt.tokens, most)}
 
 
 def _layout(layout: SceneLayout) -> dict[str, Any]:

@@ -50,6 +50,25 @@ class Prompt(NamedTuple):
         ]
 
 
+def tokenized(tokenizer: Any, text: str, text_len: int) -> Prompt:
+    """Tokenize a text that `clean_text` was applied to, for a text encoder of `text_len` tokens.
+
+    tokenizer: of transformers, of the fast kind.
+    """
+    found = list(tokenizer(text, truncation=True, max_length=text_len).input_ids)
+    ids = np.full(text_len, PAD_ID, np.int64)
+    ids[: len(found)] = found
+    real = np.arange(text_len) < len(found)
+    if len(found) < text_len:
+        return Prompt(text, ids, real, len(found))
+    whole = tokenizer(text, return_offsets_mapping=True)
+    tokens, places = len(whole.input_ids), whole.offset_mapping
+    if tokens <= text_len:
+        return Prompt(text, ids, real, tokens)
+    cut = places[text_len - 1][0]  # of the first token that the end token displaces
+    return Prompt(text, ids, real, tokens, text[text.rfind(" ", 0, cut) + 1 :])
+
+
 class TextEncoder:
     """Captions and words to embeddings, ids and word masks (docs/spec.md#text)."""
 
@@ -78,18 +97,7 @@ class TextEncoder:
 
         It is truncated so that the end token stays, and padded with id 0.
         """
-        found = list(self.tokenizer(text, truncation=True, max_length=self.text_len).input_ids)
-        ids = np.full(self.text_len, PAD_ID, np.int64)
-        ids[: len(found)] = found
-        real = np.arange(self.text_len) < len(found)
-        if len(found) < self.text_len:
-            return Prompt(text, ids, real, len(found))
-        whole = self.tokenizer(text, return_offsets_mapping=True)
-        tokens, places = len(whole.input_ids), whole.offset_mapping
-        if tokens <= self.text_len:
-            return Prompt(text, ids, real, tokens)
-        cut = places[self.text_len - 1][0]  # of the first token that the end token displaces
-        return Prompt(text, ids, real, tokens, text[text.rfind(" ", 0, cut) + 1 :])
+        return tokenized(self.tokenizer, text, self.text_len)
 
     def tokenize(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Ids int64 [text_len] of any text, and which of them are real, bool [text_len]."""

@@ -10,9 +10,13 @@ Arithmetic is the graph's own: half precision is never switched on here, and TF3
 (TensorRT itself multiplies fp32 in TF32 unless NVIDIA_TF32_OVERRIDE=0 is in the environment).
 """
 
+import atexit
 import hashlib
 import importlib
+import os
 import re
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,8 +107,7 @@ def options_of(provider: str, serving: Serving | None) -> dict[str, str]:
     if serving is None:
         raise Unsupported(f"provider: '{provider}' compiles for an engine's sizes, and got none")
     own = provider == "tensorrt-rtx"
-    for folder in (serving.engines,) if own else (serving.engines, serving.timings):
-        _make(folder)
+    engines = _made(serving.engines)
     prefix, external = (
         ("nv", "nv_use_external_data_initializer") if own else ("trt", "trt_load_user_initializer")
     )
@@ -116,16 +119,16 @@ def options_of(provider: str, serving: Serving | None) -> dict[str, str]:
     options[external] = "1"  # or weights beyond 2 GiB do not fit the graph it is handed
     # a captured graph would be replayed for the next request, whose sizes and buffers are others
     if own:
-        return options | {"enable_cuda_graph": "0", "nv_runtime_cache_path": str(serving.engines)}
+        return options | {"enable_cuda_graph": "0", "nv_runtime_cache_path": engines}
     return options | {
         "device_id": "0",
         "trt_fp16_enable": "0",
         "trt_bf16_enable": "0",
         "trt_cuda_graph_enable": "0",
         "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": str(serving.engines),
+        "trt_engine_cache_path": engines,
         "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": str(serving.timings),
+        "trt_timing_cache_path": _made(serving.timings),
     }
 
 
@@ -208,14 +211,17 @@ def _plugin_device(ort: Any) -> Any | None:
     return devices[0]
 
 
-def _make(folder: Path) -> None:
+def _made(folder: Path) -> str:
+    """Make a folder of the user cache; where it cannot be had, one for this process alone."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Unsupported(
-            f"{folder}: cannot be made ({error.strerror}), and what is compiled is kept there; "
-            "name another place in LUMOSX_CACHE"
-        ) from None
+        if os.access(folder, os.W_OK):
+            return str(folder)
+    except OSError:
+        pass
+    own = tempfile.mkdtemp(prefix="lumosx-")
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    return own
 
 
 def _reason(error: Exception) -> str:

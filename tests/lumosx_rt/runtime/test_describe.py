@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import lumosx_rt as rt
+from lumosx_rt.artifact.manifest import read_manifest
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.scenes.builtin import builtin_scenes
+from lumosx_rt.reference.scenes.scene import Scene
 from lumosx_rt.runtime import doctor
 from lumosx_rt.runtime.describe import as_text, describe, for_people, occurrences
 
@@ -89,6 +91,19 @@ def test_a_scene_says_its_words_and_its_layout(tmp_path):
     for word, spans in zip(facts["words"], facts["spans"], strict=True):
         assert spans and all(facts["caption"][a:b] == word for a, b in spans)
     assert facts["errors"] == [] and facts["warnings"] == []
+
+
+def test_a_scene_for_an_engine_says_what_is_read_of_its_caption(micro, run, tmp_path):
+    length = read_manifest(micro.folder).model["text_len"]
+    scene = Scene("x", "b" * (length - 5) + " and its end is lost")
+    folder = scene.save(tmp_path / "scene")
+    assert "caption_tokens" not in describe(folder, SIZE)
+    facts = describe(folder, SIZE, engine=micro.folder)
+    tokens = len(scene.caption) + 2  # one a byte, a space before, an end behind
+    assert facts["caption_tokens"] == {"all": tokens, "read": length}
+    assert any(f"the caption has {tokens} tokens" in warning for warning in facts["warnings"])
+    said = run("inspect", folder, "--engine", micro.folder).stdout
+    assert "cut before 'and its end is lost'" in said
 
 
 def test_all_errors_of_a_scene_are_facts(tmp_path):
