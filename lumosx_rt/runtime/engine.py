@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -232,9 +232,6 @@ class Engine:
         sampling = check_sampling(chosen.get("seeds", (0,)), **asked, schedule=schedule)
         negative_prompt = chosen.get("negative_prompt", NEGATIVE_PROMPT)
         check_text(negative_prompt, "negative_prompt")
-        # before a picture is fitted to it
-        tokens = dict(zip(("frames", "height", "width"), size.grid, strict=True))
-        self._check_ranges(f"size {size.frames}x{size.height}x{size.width}", tokens)
         prepared = prepare_scene(
             scene,
             size.height,
@@ -389,16 +386,14 @@ class Engine:
 
     def check_layout(self, layout: Layout, seeds: int = 1) -> None:
         """Raise LumosXError where a layout is outside the range that the engine was built for."""
-        self._check_ranges(f"layout {layout.key}", layout.sizes | {"seeds": seeds})
-
-    def _check_ranges(self, what: str, values: Mapping[str, int]) -> None:
+        values = layout.sizes | {"seeds": seeds}
         problems = [
             f"{name} is {values[name]}, the engine was built for {least} to {most}"
             for name, (least, most) in self.manifest.layouts.items()
             if name in values and not least <= values[name] <= most
         ]
         if problems:
-            raise Unsupported(listing(what, problems))
+            raise Unsupported(listing(f"layout {layout.key}", problems))
 
     @cached_property
     def components(self) -> Bundle:

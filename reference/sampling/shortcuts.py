@@ -30,7 +30,7 @@ class Lossy:
 
     def __post_init__(self) -> None:
         keys = whole_number(self.keys_every, "lossy keys (1 is exact)", 1, TIMES)
-        skip = real_number(self.skip_below, "lossy skip (a share; 0 is exact)", 0, 1e6)
+        skip = real_number(self.skip_below, "lossy skip (a share; 0 is exact)", 0, 1e12)
         object.__setattr__(self, "keys_every", keys)
         object.__setattr__(self, "skip_below", skip)
 

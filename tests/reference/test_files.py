@@ -76,6 +76,7 @@ def test_nothing_waits_for_what_is_no_file(tmp_path, kind):
     os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
     code = (
         "import sys; from pathlib import Path; from lumosx_rt.reference.files import *\n"
+        "from lumosx_rt.reference.errors import LumosXError\n"
         "for read in (read_json, sha256_of, "
         "lambda p: look_at(p, 'w'), lambda p: read_text(p, 'w')):"
         "\n  try: read(Path(sys.argv[1]))\n  except LumosXError as error: print('refused')"

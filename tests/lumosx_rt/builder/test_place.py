@@ -175,7 +175,7 @@ def test_of_two_builds_the_second_waits_and_finds_it_up_to_date(
 @pytest.mark.parametrize("value", [-1, 10**23, 1.5, "3", True, [1], float("nan")], ids=str)
 def test_numbers_are_bounded_before_any_work(tmp_path, name, value):
     text = refusal(rt.build, None, tmp_path / "engine", preset="tiny", **{name: value})
-    assert text.startswith(f"{name}: got") and "accepted are" in text and "\n" not in text
+    assert f"{name}" in text.partition("got")[0] and "got" in text and "\n" not in text
     assert not list(tmp_path.iterdir())
 
 

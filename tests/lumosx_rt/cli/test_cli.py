@@ -141,7 +141,14 @@ def test_the_log_is_shown_from_the_level_that_is_asked_for(run, micro, scenes, t
 # -- what a terminal cannot say -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "gbk", "ascii:strict"])
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        "gbk",
+        "ascii:strict",
+        *(pytest.param(e, marks=pytest.mark.slow) for e in ("latin-1", "ascii")),
+    ],
+)
 def test_what_a_terminal_cannot_say_is_escaped(encoding, tmp_path):
     words = ["\u5e3d\u5b50", "balloon \U0001f388", "\u00e9t\u00e9"]
     for i, word in enumerate(words):

@@ -318,7 +318,7 @@ def test_sizes_that_latents_cannot_have_are_refused(size):
 
 def test_every_problem_with_a_size_is_named():
     text = refusal(rt.VideoSize, 6, 30, 50)
-    assert all(part in text for part in ("frames", "height", "width", "nearest below is 5"))
+    assert all(part in text for part in ("frames", "height", "width", "nearest is 5 or 9"))
 
 
 # -- output that is no video --------------------------------------------------------------------

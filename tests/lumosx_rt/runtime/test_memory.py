@@ -82,7 +82,7 @@ def test_what_cannot_fit_is_refused_with_numbers_before_any_work(drawn, fault, r
     command = ["generate", drawn.folder, tmp_path / "two", "-o", tmp_path / "out", "--frames", 5,
                "--height", 32, "--width", 48, "--steps", 1]  # fmt: skip
     assert "memory: needs" in run(*command, "--max-memory", "100MiB", code=1).stderr
-    assert "'lots'" in run(*command, "--max-memory", "lots", code=1).stderr
+    assert "'lots'" in run(*command, "--max-memory", "lots", code=2).stderr
     assert "two-subjects: memory: peak" in run(*command, "--max-memory", "20GB").stderr
 
 

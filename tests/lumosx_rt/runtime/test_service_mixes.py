@@ -287,9 +287,9 @@ def test_a_service_is_refused_in_a_fork_and_can_be_left_there():
     with Service(FakeEngine()) as service:
         service.submit((0, False)).result(PATIENCE)
         told = in_a_fork(lambda: service.submit((0, False)))
-        assert told.startswith("LumosXError: service") and "load it again here" in told
+        assert told.startswith("Unsupported: service") and "load it again here" in told
         assert in_a_fork(lambda: service.close(cancel=True)) == "None"
         with service._changed, service._asked._changed:  # as another thread may hold them just then
-            assert in_a_fork(lambda: service.submit((0, False))).startswith("LumosXError")
+            assert in_a_fork(lambda: service.submit((0, False))).startswith("Unsupported")
             assert in_a_fork(service.close) == "None"
         assert service.submit((0, False)).result(PATIENCE) == [0]

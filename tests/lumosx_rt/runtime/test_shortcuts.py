@@ -295,7 +295,7 @@ def test_generate_says_that_it_is_lossy(run: Any, micro: Any, scenes: Path, tmp_
     assert "lossy (references' keys at every 2 steps, blocks skipped below" in done.stderr
     assert len(list((tmp_path / "out").glob("*.mp4"))) == 1
     assert "lossy" not in run(*words, "--force").stderr
-    assert "lossy keys" in run(*words, "--force", "--lossy-keys", "0", code=1).stderr
+    assert "lossy keys" in run(*words, "--force", "--lossy-keys", "0", code=2).stderr
 
 
 def test_bench_judges_shortcuts_and_keeps_them_from_the_certificate(

@@ -266,9 +266,9 @@ def test_links_within_the_folder_are_followed(tmp_path):
 
 def test_unknown_orders_and_scripts(tmp_path):
     root = folder(tmp_path, {"caption.txt": "x"})
-    with pytest.raises(LumosXError, match="order 'random'.*'stable'"):
+    with pytest.raises(LumosXError, match="order must be 'stable'.* got 'random'"):
         Scene.from_folder(root, order="random")  # type: ignore[arg-type]
-    with pytest.raises(LumosXError, match="got 'both'.*'face'"):
+    with pytest.raises(LumosXError, match="'face'.* got 'both'"):
         Scene.from_folder(root, script="both")  # type: ignore[arg-type]
 
 

@@ -297,9 +297,9 @@ def test_the_command_line_knows_it(run, micro_bundle, tmp_path):
         assert word in text
     out = tmp_path / "engine"
     command = ("build", micro_bundle, "-o", out, "--backend", "tensorrt-rtx")
-    assert "sm_90" in run(*command, "--targets", "sm_90", code=1).stderr
-    assert "81x480x832" in run(*command, "--max-size", "big", code=1).stderr
-    assert "height" in run(*command, "--max-size", "81x481x832", code=1).stderr
+    assert "sm_90" in run(*command, "--targets", "sm_90", code=2).stderr
+    assert "81x480x832" in run(*command, "--max-size", "big", code=2).stderr
+    assert "height" in run(*command, "--max-size", "81x481x832", code=2).stderr
     assert not out.exists()
 
 

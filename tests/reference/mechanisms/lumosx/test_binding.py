@@ -97,9 +97,9 @@ def test_one_error_for_all_of_a_size() -> None:
     with pytest.raises(LumosXError) as refused:
         VideoSize(frames=80, height=484, width=0)
     message = str(refused.value)
-    assert "frames must be 1 + 4k, got 80; the nearest below is 77" in message
+    assert "frames must be 1 + 4k, got 80; the nearest is 77 or 81" in message
     assert "height must be a multiple of 8, got 484" in message
-    assert "width must be a multiple of 8, got 0" in message
+    assert "width: got 0, accepted are integers 8 to" in message
 
 
 @pytest.mark.parametrize("wrong", [{"frames": 0}, {"frames": -3}, {"frames": 4}, {"width": -8}])

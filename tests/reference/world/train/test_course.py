@@ -13,7 +13,7 @@ from lumosx_rt.reference.world.train.autoencoder import Lesson, new_autoencoder,
 from lumosx_rt.reference.world.train.captions import TEXT_LEN
 from lumosx_rt.reference.world.train.course import TINY, Course, Phase
 
-SMALL = {"pool": (2, 6), "batch": (2, 1)}
+SMALL = {"pool": (1, 1), "batch": (1, 1)}
 BRIEF = Course(
     captions=2,
     lessons=(Lesson("pictures", 1, **SMALL), Lesson("clips", 1, **SMALL)),
