@@ -187,6 +187,16 @@ def kills(record: Record, root: Path) -> str:
     return _markdown([*rows, ["all", *total]])
 
 
+def command_lines(record: Record, root: Path) -> str:
+    """How hostile command lines ended, by exit code."""
+    means = {"0": "done", "1": "refused, or a failed check", "2": "wrong usage", "130": "stopped"}
+    rows = [["exit code", "command lines"], ["---"] * 2]
+    rows += [[f"{code}: {means[code]}", f"{n:,}"] for code, n in record["exit_codes"].items()]
+    rows.append(["a traceback, a bug, over 20 s, another exit code", str(len(record["wrong"]))])
+    rows.append(["all", f"{record['lines']:,}"])
+    return _markdown(rows)
+
+
 def mutations(record: Record, root: Path) -> str:
     head = ["damaged", "cases", "refused", "harmless", "wrong", "peak memory, MiB"]
     rows = [head, ["---"] * len(head)]
