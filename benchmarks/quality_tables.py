@@ -197,6 +197,15 @@ def command_lines(record: Record, root: Path) -> str:
     return _markdown(rows)
 
 
+def public_api(record: Record, root: Path) -> str:
+    """How calls with an argument of a wrong kind ended."""
+    rows = [["call", "calls"], ["---"] * 2]
+    ends = record["ends"]
+    rows.append(["answered", f"{ends['answered']:,}"])
+    rows += [[f"refused: `{end}`", f"{n:,}"] for end, n in ends.items() if end != "answered"]
+    return _markdown([*rows, ["anything else", str(len(record["wrong"]))]])
+
+
 def mutations(record: Record, root: Path) -> str:
     head = ["damaged", "cases", "refused", "harmless", "wrong", "peak memory, MiB"]
     rows = [head, ["---"] * len(head)]

@@ -230,6 +230,7 @@ TABLES: dict[str, tuple[Any, ...]] = {
     "memory": (quality_tables.memory, f"{RESULTS}/runtime.json"),
     "soak": (quality_tables.soak, f"{RESULTS}/soak.json", f"{RESULTS}/hoisting.json"),
     "command-lines": (quality_tables.command_lines, f"{RESULTS}/command_lines.json"),
+    "public-api": (quality_tables.public_api, f"{RESULTS}/public_api.json"),
     "kills": (quality_tables.kills, f"{RESULTS}/kills.json"),
     "mutations": (quality_tables.mutations, f"{RESULTS}/mutations.json"),
     "kernels": (quality_tables.kernels, f"{RESULTS}/compile_gate.json"),

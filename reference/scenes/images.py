@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,18 @@ from PIL import Image, UnidentifiedImageError
 from lumosx_rt.reference.errors import BadInput, LumosXError
 from lumosx_rt.reference.files import open_regular
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_FILE_BYTES = 64 << 20
 MAX_PIXELS = 64_000_000
 
 Alpha = Literal["composite", "drop"]
+Picture: TypeAlias = (
+    "str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor | bytes | BinaryIO"
+)
+"""What `picture_from` takes."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTED = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")

@@ -5,12 +5,12 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
 from lumosx_rt.reference.errors import BadInput
-from lumosx_rt.reference.scenes.images import picture_from
+from lumosx_rt.reference.scenes.images import Picture, picture_from
 from lumosx_rt.reference.scenes.words import check_text
 
 Order = Literal["stable", "listing"] | Callable[[list[str]], Iterable[str]]
@@ -26,6 +26,10 @@ class Reference:
 
     word: str
     image: Path | Image.Image
+
+    if TYPE_CHECKING:
+
+        def __init__(self, word: str, image: Picture) -> None: ...
 
     def __post_init__(self) -> None:
         check_text(self.word, "reference: its word")
@@ -44,6 +48,10 @@ class Subject:
     references: tuple[Reference, ...]
     face: int | None = 0
     """Which of the pictures is the face; None where there is none."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, references: Iterable[Reference], face: int | None = 0) -> None: ...
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "references", all_of(Reference, self.references, "subject"))
