@@ -18,6 +18,7 @@ ORDER = (
     "reference.errors",  # the one exception
     "reference.numbers",  # what people give as one
     "reference.kinds",  # what a function is given, against its signature
+    "reference.process",  # whether it is the one that loaded something
     "reference.packages",  # what not everybody needs
     "reference.files",  # written whole or not at all, read under limits, hashed
     "reference.charts",

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lumosx_rt.backends.common.process import check_process as check_process
 from lumosx_rt.reference.errors import Flat, NotFinite
 from lumosx_rt.reference.mechanisms.mechanism import Binding
+from lumosx_rt.reference.process import check_process as check_process
 
 FLAT = 0.5  # standard deviation in 8-bit levels below which a video shows nothing
 FLAT_LATENTS = 1e-4  # the same of latents, where ordinary pictures have about 1

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lumosx_rt.reference.encoders.umt5 import Prompt, TextEncoder
 from lumosx_rt.reference.encoders.wan_vae import Tile, VideoAutoencoder
+from lumosx_rt.reference.process import check_process
 
 REMEMBERED_BYTES = 256 << 20
 Key = tuple[object, ...]
@@ -63,6 +64,7 @@ class RememberingTextEncoder(TextEncoder):
         self._load, self._remembered, self._lock = load, remembered, RLock()
 
     def embed(self, prompt: Prompt) -> Tensor:
+        check_process(self._pid, "the text encoder")  # before a lock that nobody would open
         key = ("text", prompt.text)
         with self._lock:
             found = self._remembered.recall(key)
@@ -91,6 +93,7 @@ class RememberingVae(VideoAutoencoder):
         self._remembered, self._lock = remembered, RLock()
 
     def encode_images(self, images: Tensor) -> Tensor:
+        check_process(self._pid, "the VAE")
         keys = [_content(image) for image in images]
         with self._lock:
             found = [self._remembered.recall(key) for key in keys]
@@ -102,6 +105,7 @@ class RememberingVae(VideoAutoencoder):
         return torch.stack([latents for latents in found if latents is not None])
 
     def decode_frames_uint8(self, latents: Tensor, tile: Tile | None = None) -> NDArray[np.uint8]:
+        check_process(self._pid, "the VAE")
         with self._lock:
             return super().decode_frames_uint8(latents, tile)
 

@@ -1,6 +1,7 @@
 """Text to embeddings: what LumosX does around transformers' UMT5EncoderModel
 (docs/spec.md#text)."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -15,6 +16,7 @@ from lumosx_rt.reference.encoders.weights import (
     load_tokenizer,
 )
 from lumosx_rt.reference.errors import BadInput
+from lumosx_rt.reference.process import OfItsProcess, check_process
 from lumosx_rt.reference.scenes.words import clean_text, word_mask
 
 if TYPE_CHECKING:
@@ -69,12 +71,12 @@ def tokenized(tokenizer: Any, text: str, text_len: int) -> Prompt:
     return Prompt(text, ids, real, tokens, text[text.rfind(" ", 0, cut) + 1 :])
 
 
-class TextEncoder:
+class TextEncoder(OfItsProcess):
     """Captions and words to embeddings, ids and word masks (docs/spec.md#text)."""
 
     def __init__(self, model: "UMT5EncoderModel", tokenizer: Any, text_len: int = 512) -> None:
         """tokenizer: of transformers, with pad id 0, and end id 1 after every text."""
-        self.model = cast(Any, model)
+        self.model, self._pid = cast(Any, model), os.getpid()
         self.tokenizer, self.text_len = tokenizer, text_len
         ids = list(tokenizer("").input_ids)
         if ids != [END_ID] or tokenizer.pad_token_id not in (None, PAD_ID):
@@ -112,6 +114,7 @@ class TextEncoder:
     def embed(self, prompt: Prompt) -> Tensor:
         """Embeddings of a prompt, float32 [text_len, text_dim]; rows past it are zero
         (docs/spec.md#text)."""
+        check_process(self._pid, "the text encoder")
         device = self.model.shared.weight.device
         attended = torch.from_numpy(prompt.real).to(device)
         hidden = self.model(

@@ -1,6 +1,7 @@
 """Pixels to latents and back: what LumosX does around diffusers' AutoencoderKLWan
 (docs/spec.md#vae)."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,6 +18,7 @@ from lumosx_rt.reference.encoders.weights import (
     load_autoencoder,
 )
 from lumosx_rt.reference.errors import BadInput, NotFinite
+from lumosx_rt.reference.process import OfItsProcess, check_process
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -28,11 +30,11 @@ CLIP_FRAMES = 4  # pixel frames the encoder takes at a time, after the first one
 Tile = tuple[int, int]
 
 
-class VideoAutoencoder:
+class VideoAutoencoder(OfItsProcess):
     """Pixels in [-1, 1] to normalised latents and back (docs/spec.md#vae)."""
 
     def __init__(self, model: "AutoencoderKLWan") -> None:
-        self.model = cast(Any, model)
+        self.model, self._pid = cast(Any, model), os.getpid()
         config = self.model.config
         if config.is_residual or config.patch_size is not None:
             raise BadInput("VAE: this is a Wan2.2 VAE; LumosX uses the one of Wan2.1")
@@ -51,6 +53,7 @@ class VideoAutoencoder:
         beyond a multiple of 8 do not reach the latents.
         Returns [clips, 16, 1 + k, height // 8, width // 8].
         """
+        check_process(self._pid, "the VAE")
         channels, frames, height, width = pixels.shape[1:]
         if channels != self.model.config.in_channels or min(height, width) < self.space_factor:
             raise BadInput(
@@ -115,7 +118,8 @@ class VideoAutoencoder:
         return out
 
     def _pixels_of(self, latents: Tensor) -> tuple[int, int, int, int, int]:
-        """Return the shape of the pixels that latents decode to."""
+        """Return the shape of the pixels that latents decode to. Every decoding asks."""
+        check_process(self._pid, "the VAE")
         if latents.dim() != 5 or latents.shape[1] != self.model.config.z_dim:
             raise BadInput(
                 f"VAE: latents must be [clips, {self.model.config.z_dim}, frames, rows, columns], "

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lumosx_rt.backends.common.devices import PROVIDERS, Provider
 from lumosx_rt.backends.common.odd_sizes import takes_odd_sizes
-from lumosx_rt.backends.common.process import check_process
 from lumosx_rt.backends.onnxruntime.providers import COMPILING, NAMES, Serving, open_session
 from lumosx_rt.reference.errors import LumosXError, Unsupported
 from lumosx_rt.reference.packages import require
+from lumosx_rt.reference.process import check_process
 from lumosx_rt.reference.sampling.inputs import OUTPUT, Denoiser, Inputs, check_shapes
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from lumosx_rt.backends.common.devices import Provider
 from lumosx_rt.backends.common.odd_sizes import takes_odd_sizes
-from lumosx_rt.backends.common.process import check_process
 from lumosx_rt.backends.onnxruntime.providers import COMPILING, open_session
 from lumosx_rt.backends.onnxruntime.run import BoundInputs, chosen, described, run, session_options
 from lumosx_rt.export.onnx import split as cut
@@ -23,6 +22,7 @@ from lumosx_rt.export.onnx.named_values import video_of
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.errors import Unsupported
 from lumosx_rt.reference.packages import require
+from lumosx_rt.reference.process import check_process
 from lumosx_rt.reference.sampling.inputs import OUTPUT, Denoiser, Inputs
 from lumosx_rt.reference.sampling.shortcuts import Lossy
 

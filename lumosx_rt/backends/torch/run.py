@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lumosx_rt.backends.common.odd_sizes import takes_odd_sizes
-from lumosx_rt.backends.common.process import check_process
 from lumosx_rt.reference.errors import Unsupported
+from lumosx_rt.reference.process import check_process
 from lumosx_rt.reference.sampling.inputs import Denoiser, Inputs, check_shapes
 
 Run = Callable[[], Tensor]

@@ -2,6 +2,7 @@
 
 import math
 import os
+import pickle
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,6 +19,8 @@ from lumosx_rt.backends.onnxruntime.step_cache import CachingBackend
 from lumosx_rt.backends.torch.run import TorchBackend
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.wan import LumosX
+from lumosx_rt.reference.encoders.umt5 import load_text_encoder
+from lumosx_rt.reference.encoders.wan_vae import load_vae
 from lumosx_rt.reference.errors import Flat, NotFinite
 from lumosx_rt.reference.sampling import denoise as runtime
 from lumosx_rt.reference.sampling.eager import EagerBackend
@@ -297,3 +300,22 @@ def test_a_loaded_engine_does_not_sample_in_a_fork(request_of_two, micro_engine)
     told = in_a_fork(lambda: list(micro_engine.sample(request_of_two)))
     assert told.startswith("Unsupported: ") and "another process" in told
     check_process(os.getpid(), "an engine")
+
+
+def test_encoders_that_were_loaded_before_a_fork_are_refused_after_it(micro_engine, micro_bundle):
+    text, vae = micro_engine.text_encoder, micro_engine.vae
+    latents, picture = torch.zeros(1, 16, 1, 2, 2), torch.zeros(1, 3, 16, 16)
+    for plain in (load_text_encoder(micro_bundle), text):
+        told = in_a_fork(lambda plain=plain: plain.encode("a man"))
+        assert told.startswith("Unsupported: the text encoder was loaded in another process")
+    for plain in (load_vae(micro_bundle), vae):
+        for call in (
+            lambda plain=plain: plain.encode_images(picture),
+            lambda plain=plain: plain.decode(latents),
+            lambda plain=plain: next(plain.decode_chunks(latents)),
+            lambda plain=plain: plain.decode_frames_uint8(latents),
+        ):
+            assert in_a_fork(call).startswith("Unsupported: the VAE was loaded in another process")
+    sent = load_vae(micro_bundle)
+    sent._pid = -1  # of the process that sent it to a worker that started afresh
+    assert pickle.loads(pickle.dumps(sent)).decode(latents).shape == (1, 3, 1, 16, 16)
