@@ -45,6 +45,7 @@ STILL = replace(CLIP, frames=1)
 DEFAULTS = {
     "frames": draw.FRAMES, "height": draw.HEIGHT, "width": draw.WIDTH, "fps": FPS,
     "steps": 12, "shift": 3.0, "guidance": 1.0,
+    "trained_for": "the drawn world of reference/world alone; photographs become coloured blobs",
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The tiny LumosX from nothing, in miniature: every part once, found again, and resumed."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from lumosx_rt.reference.encoders.umt5 import load_text_encoder
 from lumosx_rt.reference.encoders.wan_vae import load_vae
 from lumosx_rt.reference.world.train.autoencoder import Lesson, new_autoencoder, train_autoencoder
 from lumosx_rt.reference.world.train.captions import TEXT_LEN
-from lumosx_rt.reference.world.train.course import TINY, Course, Phase
+from lumosx_rt.reference.world.train.course import DEFAULTS, TINY, Course, Phase
 
 SMALL = {"pool": (1, 1), "batch": (1, 1)}
 BRIEF = Course(
@@ -59,6 +60,11 @@ def test_the_shipped_course_trains_on_nothing_that_is_held_out():
     for phase in TINY.phases:
         assert not phase.source.held_out
         assert not any(phase.source.story(i).held_out for i in range(0, len(phase.source), 97))
+
+
+def test_the_shipped_checkpoint_says_what_it_was_trained_for():
+    file = Path(__file__).parents[4] / "checkpoints" / "tiny" / "defaults.json"
+    assert json.loads(file.read_text("utf-8")) == DEFAULTS
 
 
 class Killed(Exception):
