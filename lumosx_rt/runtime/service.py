@@ -107,13 +107,31 @@ class Line(Generic[Item]):
             self._changed.notify_all()
 
 
+class VideosFuture(Future["list[Video]"]):
+    """A request's videos. In a fork, where nobody makes them, it is not waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pid = os.getpid()
+
+    def result(self, timeout: float | None = None) -> "list[Video]":
+        """Return the videos, or raise what `generate` would."""
+        check_process(self._pid, "service: this request")
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what `generate` would raise; None if it made the videos."""
+        check_process(self._pid, "service: this request")
+        return super().exception(timeout)
+
+
 @dataclass(eq=False)
 class QueuedRequest:
     """A request on its way through the three threads."""
 
     scene: Scene | str | Path
     settings: Settings
-    future: "Future[list[Video]]" = field(default_factory=Future)
+    future: "VideosFuture" = field(default_factory=VideosFuture)
     request: Request | None = None
     latents: Tensor | None = None
     thread: Thread | None = None

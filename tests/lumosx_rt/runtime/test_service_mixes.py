@@ -289,6 +289,9 @@ def test_a_service_is_refused_in_a_fork_and_can_be_left_there():
         told = in_a_fork(lambda: service.submit((0, False)))
         assert told.startswith("Unsupported: service") and "load it again here" in told
         assert in_a_fork(lambda: service.close(cancel=True)) == "None"
+        future = service.submit((0, False))
+        for wait in (future.result, future.exception):
+            assert in_a_fork(wait).startswith("Unsupported: service: this request")
         with service._changed, service._asked._changed:  # as another thread may hold them just then
             assert in_a_fork(lambda: service.submit((0, False))).startswith("Unsupported")
             assert in_a_fork(service.close) == "None"
