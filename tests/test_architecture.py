@@ -21,6 +21,7 @@ ORDER = (
     "reference.process",  # whether it is the one that loaded something
     "reference.packages",  # what not everybody needs
     "reference.files",  # written whole or not at all, read under limits, hashed
+    "reference.places",  # where output goes, and who holds it
     "reference.charts",
     "reference.progress",  # how long work says what it does
     "reference.metrics",  # how far apart two results are

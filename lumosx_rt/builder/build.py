@@ -27,9 +27,9 @@ from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.checkpoints.bundle import find_bundle
 from lumosx_rt.reference.errors import BadInput, TooLittleMemory
-from lumosx_rt.reference.files import held, nearest_folder, place_of
 from lumosx_rt.reference.kinds import checked
 from lumosx_rt.reference.numbers import whole_number
+from lumosx_rt.reference.places import held, nearest_folder, place_of
 from lumosx_rt.reference.progress import Report
 from lumosx_rt.reference.sampling.inputs import LIMITS
 from lumosx_rt.runtime.memory import peak_memory_bytes

@@ -46,10 +46,11 @@ from lumosx_rt.reference.checkpoints.bundle import find_bundle
 from lumosx_rt.reference.encoders.umt5 import load_text_encoder
 from lumosx_rt.reference.encoders.wan_vae import load_vae
 from lumosx_rt.reference.errors import BadInput
-from lumosx_rt.reference.files import held, place_of, replacing, try_place
+from lumosx_rt.reference.files import replacing
 from lumosx_rt.reference.kinds import checked
 from lumosx_rt.reference.numbers import real_number, whole_number
 from lumosx_rt.reference.packages import require
+from lumosx_rt.reference.places import held, place_of, try_place
 from lumosx_rt.reference.progress import Progress, Report, quiet
 from lumosx_rt.reference.sampling.request import Request
 from lumosx_rt.reference.scenes.video_size import VideoSize

@@ -6,7 +6,7 @@ from pathlib import Path
 from lumosx_rt.artifact.manifest import STAGES, check_files, is_engine, read_manifest
 from lumosx_rt.backends.common.compiler import Compiler
 from lumosx_rt.reference.errors import BadInput, LumosXError
-from lumosx_rt.reference.files import move_folder, try_place
+from lumosx_rt.reference.places import move_folder, try_place
 
 
 def check_place(out: Path, force: bool) -> bool:

@@ -17,7 +17,8 @@ from lumosx_rt.export.limits import Limits
 from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import BadInput, LumosXError
-from lumosx_rt.reference.files import read_json, remove, write_atomically
+from lumosx_rt.reference.files import read_json, write_atomically
+from lumosx_rt.reference.places import remove
 from lumosx_rt.reference.progress import Report
 
 

@@ -50,7 +50,7 @@ def calibrate(
         from lumosx_rt.builder import calibrate as calibrating
         from lumosx_rt.builder.train import check_device
         from lumosx_rt.calibration.scheme import Scheme
-        from lumosx_rt.reference.files import place_of, try_place
+        from lumosx_rt.reference.places import place_of, try_place
 
         check_device(device)
         check_sampling(steps, None, None)

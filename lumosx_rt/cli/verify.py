@@ -47,7 +47,7 @@ def verify(
     """
     with reasons("the engine's report is as it was"):
         from lumosx_rt.parity.verify import verify as verify_engine
-        from lumosx_rt.reference.files import try_place
+        from lumosx_rt.reference.places import try_place
         from lumosx_rt.reference.scenes.builtin import builtin_scenes
         from lumosx_rt.reference.scenes.scene import Scene
         from lumosx_rt.runtime.folder import find_scenes

@@ -8,7 +8,8 @@ from typing import Any
 
 from lumosx_rt.drawing.contact_sheet import contact_sheet
 from lumosx_rt.reference.errors import BadInput, LumosXError
-from lumosx_rt.reference.files import held, replacing, try_place
+from lumosx_rt.reference.files import replacing
+from lumosx_rt.reference.places import held, try_place
 from lumosx_rt.reference.sampling.request import Request, ValidRequest
 from lumosx_rt.reference.sampling.solvers import SamplerState
 from lumosx_rt.reference.scenes.folder import SCENE_FILE

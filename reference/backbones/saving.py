@@ -20,8 +20,9 @@ from lumosx_rt.reference.backbones.config import PATCH, LumosXConfig
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.checkpoints import key_names as keymaps
 from lumosx_rt.reference.errors import BadInput
-from lumosx_rt.reference.files import move_folder, place_of, try_place, write_atomically
+from lumosx_rt.reference.files import write_atomically
 from lumosx_rt.reference.mechanisms.lumosx.layout import ROPE_TABLE
+from lumosx_rt.reference.places import move_folder, place_of, try_place
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan

@@ -22,16 +22,9 @@ from torch import Tensor
 from lumosx_rt.reference.encoders.umt5 import TextEncoder, load_text_encoder
 from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder, load_vae
 from lumosx_rt.reference.errors import BadInput, listing
-from lumosx_rt.reference.files import (
-    held,
-    look_at,
-    place_of,
-    read_json,
-    replacing,
-    try_folder,
-    write_atomically,
-)
+from lumosx_rt.reference.files import look_at, read_json, replacing, write_atomically
 from lumosx_rt.reference.mechanisms.lumosx.binding import word_masks
+from lumosx_rt.reference.places import held, place_of, try_folder
 from lumosx_rt.reference.scenes.images import to_unit
 from lumosx_rt.reference.scenes.scene import Scene
 from lumosx_rt.reference.scenes.video_size import VideoSize

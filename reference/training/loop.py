@@ -26,16 +26,9 @@ from torch import Tensor, nn
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import BadInput, LumosXError, listing
-from lumosx_rt.reference.files import (
-    held,
-    look_at,
-    open_regular,
-    place_of,
-    replacing,
-    try_folder,
-    write_atomically,
-)
+from lumosx_rt.reference.files import look_at, open_regular, replacing, write_atomically
 from lumosx_rt.reference.packages import require
+from lumosx_rt.reference.places import held, place_of, try_folder
 from lumosx_rt.reference.sampling.flow import training_loss
 from lumosx_rt.reference.training.batches import Batch, batch_at
 from lumosx_rt.reference.training.budget import plan

@@ -8,14 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lumosx_rt.reference.errors import BadInput, LumosXError
-from lumosx_rt.reference.files import (
-    held,
-    of_the_system,
-    place_of,
-    read_json,
-    try_folder,
-    write_atomically,
-)
+from lumosx_rt.reference.files import of_the_system, read_json, write_atomically
+from lumosx_rt.reference.places import held, place_of, try_folder
 
 RUN_FILE = "run.json"
 

@@ -23,7 +23,7 @@ from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.encoders.single_frame import planar
 from lumosx_rt.reference.encoders.umt5 import load_text_encoder
 from lumosx_rt.reference.encoders.wan_vae import load_vae
-from lumosx_rt.reference.files import held
+from lumosx_rt.reference.places import held
 from lumosx_rt.reference.progress import Progress, Report, quiet
 from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.training.pipeline import make_bundle

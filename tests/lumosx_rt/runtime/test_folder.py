@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import lumosx_rt as rt
-from lumosx_rt.reference.files import held
+from lumosx_rt.reference.places import held
 from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.reference.scenes.clips import read_clip
 from lumosx_rt.reference.scenes.scene import Scene

@@ -14,7 +14,7 @@ from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.errors import LumosXError
-from lumosx_rt.reference.files import held
+from lumosx_rt.reference.places import held
 from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.training.loop import train
