@@ -47,7 +47,7 @@ def test_refusals_are_of_their_kind(call, kind, tmp_path, monkeypatch):
 def test_an_engine_refuses_by_kind(micro_engine, micro):
     scene = rt.Scene("x", "a lake")
     with pytest.raises(rt.Unsupported, match="the engine was built for"):
-        micro_engine.check(scene, size=rt.VideoSize(4097, 8, 8))
+        micro_engine.check_layout(rt.SceneLayout.from_key("1x1x1+0+-"), seeds=10**6)
     small = rt.load(micro.folder, provider="cpu", max_memory="8GiB")
     with pytest.raises(rt.TooLittleMemory):
         small.check(scene, size=rt.VideoSize(401, 1024, 1024))
