@@ -211,6 +211,7 @@ def test_a_missing_cache_is_refused(tmp_path: Path) -> None:
         LatentCache(tmp_path)
 
 
+@pytest.mark.slow  # that workers are started, and told of, is tested below
 def test_workers_make_the_same_latents(tmp_path: Path, encoders, monkeypatch) -> None:
     """Shards are made by processes that are started afresh."""
     monkeypatch.syspath_prepend(str(Path(toy.__file__).parents[2]))
