@@ -25,6 +25,7 @@ from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder, load_vae
 from lumosx_rt.reference.errors import BadInput, LumosXError, NotFinite, Unsupported, listing
 from lumosx_rt.reference.kinds import checked
 from lumosx_rt.reference.mechanisms.mechanism import Layout
+from lumosx_rt.reference.process import check_process
 from lumosx_rt.reference.sampling.denoise import denoise_together
 from lumosx_rt.reference.sampling.inputs import MAX_STREAMS, MECHANISMS, Backend, Inputs
 from lumosx_rt.reference.sampling.memory_plan import MemoryPlan
@@ -37,7 +38,7 @@ from lumosx_rt.reference.scenes.scene import Scene, scene_of
 from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.scenes.words import NEGATIVE_PROMPT, check_text
 from lumosx_rt.runtime import diagnosis, memory
-from lumosx_rt.runtime.guards import Health, check_binding, check_process
+from lumosx_rt.runtime.guards import Health, check_binding
 from lumosx_rt.runtime.memory import MemoryNeed, held_at_load, number_bytes, parse_bytes
 from lumosx_rt.runtime.request_cache import (
     REMEMBERED_BYTES,

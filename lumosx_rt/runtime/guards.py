@@ -1,8 +1,7 @@
 """What stops a request whose output would be no video, and the counts of what became of requests.
 
 Numbers that are not finite and pictures of one colour are errors, wherever they arise: in what the
-encoders make of a scene, in the latents after a step, in the frames. What was loaded before a
-fork is refused after it (`check_process`).
+encoders make of a scene, in the latents after a step, in the frames.
 """
 
 from dataclasses import dataclass, field, fields
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from lumosx_rt.reference.errors import Flat, NotFinite
 from lumosx_rt.reference.mechanisms.mechanism import Binding
-from lumosx_rt.reference.process import check_process as check_process
 
 FLAT = 0.5  # standard deviation in 8-bit levels below which a video shows nothing
 FLAT_LATENTS = 1e-4  # the same of latents, where ordinary pictures have about 1

@@ -27,11 +27,12 @@ from torch import Tensor
 
 from lumosx_rt.reference.errors import LumosXError, NotFinite
 from lumosx_rt.reference.numbers import real_number, whole_number
+from lumosx_rt.reference.process import check_process
 from lumosx_rt.reference.sampling.memory_plan import MemoryPlan
 from lumosx_rt.reference.sampling.request import Request
 from lumosx_rt.reference.sampling.solvers import SamplerState
 from lumosx_rt.reference.scenes.scene import Scene
-from lumosx_rt.runtime.guards import Health, check_process
+from lumosx_rt.runtime.guards import Health
 from lumosx_rt.runtime.settings import Settings
 from lumosx_rt.runtime.video import Video
 

@@ -43,11 +43,9 @@ def test_seeds_of_every_kind(micro_engine, made, seeds):
 
 
 def test_settings_of_every_kind(micro_engine, made):
-    kinds = {"steps": np.int64(2), "guidance": torch.tensor(6.0), "shift": np.float32(8)}
     defaults = micro_engine.manifest.defaults
-    kinds |= {name: type(value)(defaults[name]) for name, value in kinds.items() if name != "steps"
-              and not isinstance(value, torch.Tensor)}  # fmt: skip
-    kinds["guidance"] = torch.tensor(float(defaults["guidance"]))
+    kinds = {"steps": np.int64(2), "guidance": torch.tensor(float(defaults["guidance"]))}
+    kinds["shift"] = np.float32(defaults["shift"])
     assert micro_engine.generate(SCENE, seeds=[3, 4], size=SIZE, **kinds) == made
 
 
@@ -158,7 +156,7 @@ def test_a_caption_longer_than_the_text_encoder_reads_is_said_to_be_cut(micro_en
     (warning,) = micro_engine.prepare(long, **BRIEF).warnings
     tokens = len(long.clean_caption) + 2
     assert f"the caption has {tokens} tokens, the text encoder reads {length}" in warning
-    assert "it is cut before 'to its end" in warning or "cut before 'on to its end" in warning
+    assert "it is cut before 'to its end " in warning
     with caplog.at_level("WARNING", "lumosx_rt"):
         (video,) = micro_engine.generate(long, negative_prompt="n" * 999, **BRIEF)
     assert video.warnings[0] == warning and "the negative prompt has" in video.warnings[1]

@@ -22,11 +22,12 @@ from lumosx_rt.reference.backbones.wan import LumosX
 from lumosx_rt.reference.encoders.umt5 import load_text_encoder
 from lumosx_rt.reference.encoders.wan_vae import load_vae
 from lumosx_rt.reference.errors import Flat, NotFinite
+from lumosx_rt.reference.process import check_process
 from lumosx_rt.reference.sampling import denoise as runtime
 from lumosx_rt.reference.sampling.eager import EagerBackend
 from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.runtime import diagnosis
-from lumosx_rt.runtime.guards import Health, check_process, latents_are_flat
+from lumosx_rt.runtime.guards import Health, latents_are_flat
 from tests.helpers.forked import in_a_fork
 
 NONE, ONE, TWO = builtin_scenes()
