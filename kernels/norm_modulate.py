@@ -9,7 +9,7 @@ Statistics and residual in float32. Bytes per token, dim d, bfloat16 around a fl
 4d + 2d read, 4d + 2d written (d instead of the last 2d in e4m3).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -97,7 +97,7 @@ def kernel(
     gate_stride,
     scale_stride,
     shift_stride,
-    eps,
+    EPS: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -128,7 +128,7 @@ def kernel(
             tl.store(x_out + at, cast(h, x_out.dtype.element_ty), mask=here)
         if HAS_NORM:
             centred = tl.where(inside, h - tl.sum(h, 0) / DIM, 0.0)
-            h = centred * tl.rsqrt(tl.sum(centred * centred, 0) / DIM + eps) * scales + shifts
+            h = centred * tl.rsqrt(tl.sum(centred * centred, 0) / DIM + EPS) * scales + shifts
         if QUANTIZE:
             step = row_scale(h, 0)
             tl.store(y_scale + batch * tokens + token, step, mask=token < tokens)
@@ -194,18 +194,24 @@ def _launch(
         outputs[2] if quantize else x,
         tokens,
         *(0 if row is None else row.stride(0) for row in (gate, scale, shift)),
-        eps,
-        **constants(dim, tiles, delta, gate, scale, quantize),
+        **constants(dim, tiles, delta, gate, scale, quantize, eps),
         num_warps=tiles.warps(triton.next_power_of_2(dim)),
     )
     return outputs
 
 
 def constants(
-    dim: int, tiles: RowTiles, delta: object, gate: object, scale: object, quantize: bool
-) -> dict[str, int]:
+    dim: int,
+    tiles: RowTiles,
+    delta: object,
+    gate: object,
+    scale: object,
+    quantize: bool,
+    eps: float,
+) -> dict[str, Any]:
     """Return the kernel's compile-time arguments; None for what is absent."""
     return {
+        "EPS": eps,
         "DIM": dim,
         "BLOCK": triton.next_power_of_2(dim),
         "ROWS": tiles.rows,

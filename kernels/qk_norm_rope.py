@@ -10,6 +10,8 @@ In float32 with one rounding at the end. Attention quantizes queries as it loads
 against the mean of all keys, so there is no e4m3 output here.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -54,7 +56,7 @@ def kernel(
     tokens,
     rope_stride,
     sine_offset,
-    eps,
+    EPS: tl.constexpr,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
@@ -80,7 +82,7 @@ def kernel(
         h = tl.load(x + at, mask=here, other=0.0).to(tl.float32)
         if HAS_WEIGHT:
             mean_square = tl.sum(tl.sum(h * h, 1), 0) / (HEADS * HEAD_DIM)
-            h = h * tl.rsqrt(mean_square + eps) * weights
+            h = h * tl.rsqrt(mean_square + EPS) * weights
         if HAS_ROPE:
             angle = rope + batch * rope_stride + token.to(tl.int64) * (HEAD_DIM // 2) + pair
             known = pair < width // 2
@@ -115,18 +117,18 @@ def _launch(
         tokens,
         0 if rope is None else rope.stride(1),
         0 if rope is None else rope.stride(0),
-        eps,
-        **constants(dim, heads, tiles, weight, rope),
+        **constants(dim, heads, tiles, weight, rope, eps),
         num_warps=tiles.warps(triton.next_power_of_2(dim)),
     )
     return out
 
 
 def constants(
-    dim: int, heads: int, tiles: RowTiles, weight: object, rope: object
-) -> dict[str, int]:
+    dim: int, heads: int, tiles: RowTiles, weight: object, rope: object, eps: float
+) -> dict[str, Any]:
     """Return the kernel's compile-time arguments; None for what is absent."""
     return {
+        "EPS": eps,
         "HEADS": heads,
         "HEAD_DIM": dim // heads,
         "BLOCK_HEADS": triton.next_power_of_2(heads),

@@ -24,6 +24,7 @@ _KEY_BLOCK: tl.constexpr = tl.constexpr(KEY_BLOCK)
 class QuantizedKV(NamedTuple):
     """k [batch, tokens, heads, head_dim] and v [batch, heads, head_dim, tokens up to whole blocks]
     in e4m3; k_scale [batch, heads, blocks], k_mean and v_scale [batch, heads, head_dim], float32.
+    There is a block of zeros where there are no tokens.
     """
 
     k: Tensor
@@ -40,7 +41,8 @@ def quantize_kv(k: Tensor, v: Tensor) -> QuantizedKV:
 
 def plain(k: Tensor, v: Tensor) -> QuantizedKV:
     """Do as `quantize_kv` in torch."""
-    tokens, pad = k.shape[1], -k.shape[1] % KEY_BLOCK
+    tokens = k.shape[1]
+    pad = _blocks(tokens) * KEY_BLOCK - tokens
     mean, v_scale = _statistics(k, v)
     centred = k.float() - mean.unsqueeze(1)
     padded = torch.nn.functional.pad(centred, (0, 0, 0, 0, 0, pad))
@@ -88,7 +90,7 @@ def statistics_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """A program: one block of tokens of one head; a last block that stays zero is not its own."""
+    """A program: one block of tokens of one head; where there are no tokens, zeros."""
     block = tl.program_id(0)
     head = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
@@ -99,10 +101,9 @@ def statistics_kernel(
     at = at + channel[None, :]
     keys = tl.load(k + at, mask=inside, other=0.0).to(tl.float32)
     values = tl.load(v + at, mask=inside, other=0.0).to(tl.float32)
-    row = ((batch * (blocks + 1) + block) * HEADS + head) * HEAD_DIM + channel
-    mine = channel < tl.where(block < blocks, HEAD_DIM, 0)
-    tl.store(k_sum + row, tl.sum(keys, 0), mask=mine)
-    tl.store(v_amax + row, tl.max(tl.abs(values), 0), mask=mine)
+    row = ((batch * blocks + block) * HEADS + head) * HEAD_DIM + channel
+    tl.store(k_sum + row, tl.sum(keys, 0), mask=channel < HEAD_DIM)
+    tl.store(v_amax + row, tl.max(tl.abs(values), 0), mask=channel < HEAD_DIM)
 
 
 @triton.jit(do_not_specialize=["tokens", "blocks"])
@@ -136,19 +137,27 @@ def kernel(
     centred = tl.load(k + at, mask=inside, other=0.0).to(tl.float32) - mean[None, :]
     centred = tl.where(inside, centred, 0.0)
     step = tl.maximum(tl.max(tl.max(tl.abs(centred), 1), 0), 1e-12) * (1.0 / 448.0)
-    tl.store(k_scale + (batch * HEADS + head) * blocks + block, step, mask=block < blocks)
+    tl.store(k_scale + (batch * HEADS + head) * blocks + block, step)
     tl.store(k8 + at, cast(centred / step, tl.float8e4nv), mask=inside)
 
     steps = tl.load(v_scale + per_channel, mask=known, other=1.0)
     values = tl.load(v + at, mask=inside, other=0.0).to(tl.float32) / steps[None, :]
     row = per_channel[None, :] * (blocks * _KEY_BLOCK) + token[:, None]
-    width = tl.where(block < blocks, HEAD_DIM, 0)
-    tl.store(v8 + row, cast(values, tl.float8e4nv), mask=(channel < width)[None, :])
+    tl.store(v8 + row, cast(values, tl.float8e4nv), mask=known[None, :])
+
+
+def _blocks(tokens: int) -> int:
+    """Return how many blocks there are of so many tokens, at least one.
+
+    Strides of an axis that may be empty are sizes that Inductor cannot order.
+    """
+    blocks: int = torch.sym_max(-(-tokens // KEY_BLOCK), 1)
+    return blocks
 
 
 def _empty(k: Tensor, v: Tensor) -> QuantizedKV:
     batch, tokens, heads, head_dim = k.shape
-    blocks = -(-tokens // KEY_BLOCK)
+    blocks = _blocks(tokens)
     e4m3, f32 = torch.float8_e4m3fn, torch.float32
     return QuantizedKV(
         k.new_empty(k.shape, dtype=e4m3),
@@ -163,10 +172,9 @@ def _launch(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
     batch, tokens, heads, head_dim = k.shape
     out = _empty(k, v)
     blocks = out.k_scale.shape[2]
-    grid = (torch.sym_max(blocks, 1), heads, batch)
+    grid = (blocks, heads, batch)
     sizes, arguments = (tokens, blocks), constants(heads, head_dim)
-    # a block more than there are, of zeros: so there is one where there are no tokens
-    sums, amax = k.new_zeros((2, batch, blocks + 1, heads, head_dim), dtype=torch.float32)
+    sums, amax = k.new_empty((2, batch, blocks, heads, head_dim), dtype=torch.float32)
     launcher(statistics_kernel, grid)(k, v, sums, amax, *sizes, **arguments, num_warps=4)
     mean = sums.sum(1) / torch.sym_max(tokens, 1)
     v_scale = amax.amax(1).clamp_min(1e-12) * (1.0 / E4M3_MAX)

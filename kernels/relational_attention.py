@@ -119,7 +119,7 @@ def kernel(
     members,
     v_stride,
     cv_stride,
-    scale,
+    SCALE: tl.constexpr,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -205,7 +205,7 @@ def kernel(
                 mean = tl.load(means, mask=in_head, other=0.0)
                 # read again: registers are dearer than a cached load a segment
                 wide = tl.load(queries + at, mask=here, other=0.0).to(tl.float32)
-                offset = tl.sum(wide * mean[None, :], 1) * scale
+                offset = tl.sum(wide * mean[None, :], 1) * SCALE
                 steps = tl.where(in_video, v_scale, cv_scale) + per_channel
                 v_step = tl.load(steps, mask=in_head, other=1.0)[None, :]
                 acc = acc * (1.0 / v_step)
@@ -213,7 +213,7 @@ def kernel(
                 values = tl.where(in_video, v + video_at, cv + condition_at)
             acc, peak, total = over_range(
                 acc, peak, total, tile_q, q_step, offset, keys, values, scales, stride,
-                begin, end, scale, row, row < last, ROW, HEAD_DIM, BLOCK_D, BLOCK_N,
+                begin, end, SCALE, row, row < last, ROW, HEAD_DIM, BLOCK_D, BLOCK_N,
                 QUANTIZED, False, DESCRIPTORS, WARP_SPECIALIZE,
             )  # fmt: skip
             if QUANTIZED:
@@ -266,7 +266,7 @@ def _run(
         *ckv,
         *(scales or (q,) * 6),
         groups[0],
-        groups[1].view(torch.uint8),
+        groups[1].to(torch.uint8),
         groups[2],
         outputs[0],
         q if cq is None else outputs[1],
@@ -281,7 +281,6 @@ def _run(
         members,
         kv[1].shape[-1],
         ckv[1].shape[-1],
-        head_dim**-0.5 * LOG2E,
         **constants(heads, head_dim, tiles, scales is not None, lse),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
@@ -294,6 +293,7 @@ def constants(
 ) -> dict[str, Any]:
     """Return the kernel's compile-time arguments."""
     return {
+        "SCALE": head_dim**-0.5 * LOG2E,
         "HEADS": heads,
         "HEAD_DIM": head_dim,
         "BLOCK_D": max(32 if quantized else 16, triton.next_power_of_2(head_dim)),

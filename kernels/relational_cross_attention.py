@@ -86,14 +86,14 @@ def bias_table(q: Tensor, k: Tensor, bias: WordBias, structure: Structure) -> Te
 def table_kernel(
     q,
     k,
-    template,
+    weight,
     table,
     references,
     height,
     width,
     tiles,
     text_len,
-    scale,
+    SCALE: tl.constexpr,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -130,8 +130,8 @@ def table_kernel(
         at = (stream * text_len + word[None, :]) * (HEADS * HEAD_DIM) + head * HEAD_DIM
         keys = tl.load(k + at + channel[:, None], mask=known[None, :] & in_head[:, None], other=0.0)
         scores = dot(pooled, keys.to(tl.float32), tl.zeros([BLOCK_T, BLOCK_L], tl.float32))
-        weights = tl.load(template + reference * text_len + word, mask=known, other=0.0)
-        biases = tl.abs(scores) * scale * weights[None, :]
+        weights = tl.load(weight + reference * text_len + word, mask=known, other=0.0)
+        biases = tl.abs(scores) * SCALE * weights[None, :]
         # [streams, heads, references, tiles, text_len]
         row_at = ((stream * HEADS + head) * references + reference % references) * tiles + tile
         at = row_at[:, None] * text_len + word[None, :]
@@ -152,7 +152,7 @@ def kernel(
     share,
     tiles,
     text_len,
-    scale,
+    SCALE: tl.constexpr,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -192,7 +192,7 @@ def kernel(
             tl.zeros([BLOCK_M, BLOCK_D], tl.float32),
             tl.full([BLOCK_M], -float("inf"), tl.float32), unused,
             tile_q, unused, unused, k + text_at, v + text_at, biases, text_len, 0, text_len,
-            scale, bias, inside_m, ROW, HEAD_DIM, BLOCK_D, BLOCK_N, False, BIASED, DESCRIPTORS,
+            SCALE, bias, inside_m, ROW, HEAD_DIM, BLOCK_D, BLOCK_N, False, BIASED, DESCRIPTORS,
             False,
         )  # fmt: skip
         result = cast(acc / total[:, None], out.dtype.element_ty)
@@ -216,16 +216,16 @@ def _table(q: Tensor, k: Tensor, template: Tensor, bias_tiles: Tensor, ratio: fl
         width,
         tiles,
         text_len,
-        ratio * head_dim**-0.5,
-        **table_constants(heads, head_dim),
+        **table_constants(heads, head_dim, ratio),
         num_warps=4,
     )
     return table
 
 
-def table_constants(heads: int, head_dim: int) -> dict[str, int]:
+def table_constants(heads: int, head_dim: int, ratio: float) -> dict[str, Any]:
     """Return the table kernel's compile-time arguments."""
     return {
+        "SCALE": ratio * head_dim**-0.5,
         "HEADS": heads,
         "HEAD_DIM": head_dim,
         "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),
@@ -275,7 +275,6 @@ def _attend(
         sequences // k.shape[0],
         0 if table is None else table.shape[3],
         k.shape[1],
-        head_dim**-0.5 * LOG2E,
         **constants(heads, head_dim, tiles, table is not None),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
@@ -285,6 +284,7 @@ def _attend(
 def constants(heads: int, head_dim: int, tiles: AttentionTiles, biased: bool) -> dict[str, Any]:
     """Return the kernel's compile-time arguments."""
     return {
+        "SCALE": head_dim**-0.5 * LOG2E,
         "HEADS": heads,
         "HEAD_DIM": head_dim,
         "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),

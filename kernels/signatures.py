@@ -23,6 +23,7 @@ POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float8_e4m3fn: "*fp8e4nv",
 }
+EPS = 1e-6  # of every norm of Wan2.1
 _E4M3, _F32 = POINTERS[torch.float8_e4m3fn], POINTERS[torch.float32]
 
 
@@ -38,7 +39,7 @@ def of_relational_attention(
     names = ("k_scale", "k_mean", "v_scale", "ck_scale", "ck_mean", "cv_scale")
     types |= dict.fromkeys(names, scales)
     types |= {"group_index": "*i64", "group_mask": "*u8", "group_inverse": "*i64"}
-    types |= {"lse": own, "scale": "fp32"}  # without an lse, its pointer is the queries'
+    types |= {"lse": own}  # without an lse, its pointer is the queries'
     kernel = relational_attention.kernel
     constants = relational_attention.constants(heads, head_dim, tiles, e4m3, False)
     return _specialization("relational_attention", kernel, types, constants, tiles.num_warps, tiles)
@@ -49,7 +50,7 @@ def of_relational_cross_attention(
 ) -> Specialization:
     """Cross-attention, given its bias table."""
     types = dict.fromkeys(("q", "k", "v", "table", "out"), POINTERS[dtype])
-    types |= {"bias_tiles": "*i64", "scale": "fp32"}
+    types |= {"bias_tiles": "*i64"}
     kernel = relational_cross_attention.kernel
     constants = relational_cross_attention.constants(heads, head_dim, tiles, biased)
     return _specialization(
@@ -60,9 +61,9 @@ def of_relational_cross_attention(
 def of_bias_table(dtype: torch.dtype, heads: int, head_dim: int) -> Specialization:
     """Return the table of MCAM."""
     types = dict.fromkeys(("q", "k", "table"), POINTERS[dtype])
-    types |= {"template": _F32, "scale": "fp32"}
+    types |= {"weight": _F32}
     kernel = relational_cross_attention.table_kernel
-    constants = relational_cross_attention.table_constants(heads, head_dim)
+    constants = relational_cross_attention.table_constants(heads, head_dim, 0.5)
     return _specialization("bias_table", kernel, types, constants)
 
 
@@ -89,8 +90,7 @@ def of_norm_modulate(
     """Gated residual, layer norm and modulation, around a float32 residual stream."""
     types = dict.fromkeys(("x", "gate", "scale", "shift", "x_out", "y_scale"), _F32)
     types |= {"delta": POINTERS[dtype], "y_out": _E4M3 if quantize else POINTERS[dtype]}
-    types |= {"eps": "fp32"}
-    constants = norm_modulate.constants(dim, tiles, 1, 1, 1, quantize)
+    constants = norm_modulate.constants(dim, tiles, 1, 1, 1, quantize, EPS)
     aligned = frozenset({"gate_stride", "scale_stride", "shift_stride"})
     kernel, warps = norm_modulate.kernel, tiles.warps(constants["BLOCK"])
     return _specialization("norm_modulate", kernel, types, constants, warps, aligned=aligned)
@@ -101,8 +101,8 @@ def of_qk_norm_rope(
 ) -> Specialization:
     """QK norm and rotation."""
     types = dict.fromkeys(("x", "weight", "out"), POINTERS[dtype])
-    types |= {"rope": _F32 if rope else POINTERS[dtype], "eps": "fp32"}
-    constants = qk_norm_rope.constants(heads * head_dim, heads, tiles, 1, 1 if rope else None)
+    types |= {"rope": _F32 if rope else POINTERS[dtype]}
+    constants = qk_norm_rope.constants(heads * head_dim, heads, tiles, 1, 1 if rope else None, EPS)
     aligned = frozenset({"rope_stride", "sine_offset"})
     kernel = qk_norm_rope.kernel
     warps = tiles.warps(2 * constants["BLOCK_HEADS"] * constants["BLOCK_PAIRS"])

@@ -11,7 +11,6 @@ import torch
 
 from lumosx_rt.kernels import qk_norm_rope, relational_attention, relational_cross_attention
 from lumosx_rt.kernels.compile import Specialization
-from lumosx_rt.kernels.numerics import LOG2E
 from lumosx_rt.kernels.plugins import entries
 from lumosx_rt.kernels.relational_cross_attention import TILES_AT_ONCE
 from lumosx_rt.kernels.signatures import POINTERS
@@ -64,13 +63,11 @@ def bias_table(
     """Return the table of MCAM; no tiles to choose, so it is the same on every architecture."""
     streams, references, text_len = shapes["template"]
     tiles, height, width = shapes["tile_pool"]
-    constants = relational_cross_attention.table_constants(heads, head_dim)
+    constants = relational_cross_attention.table_constants(heads, head_dim, ratio)
     types = dict.fromkeys(("q", "k", "table"), POINTERS[dtype])
     types |= dict.fromkeys(("template", "tile_pool"), POINTERS[torch.float32])
     types |= {"bias_tiles": "*i64"}
-    specialization = _specialization(
-        entries.bias_table, types, constants | {"SCALE": ratio * head_dim**-0.5}
-    )
+    specialization = _specialization(entries.bias_table, types, constants)
     grid = (cdiv(tiles, TILES_AT_ONCE), heads, streams * references)
     return Launch(specialization, grid, (references, height, width, tiles, text_len))
 
@@ -85,9 +82,7 @@ def reference_cross(
     items = streams * references * heads * cdiv(height * width, tiles.block_m)
     constants = relational_cross_attention.constants(heads, head_dim, tiles, True)
     constants = {n: constants[n] for n in constants if n not in ("BIASED", "DESCRIPTORS")}
-    specialization = _attention(
-        entries.reference_cross, dtype, constants | {"SCALE": head_dim**-0.5 * LOG2E}, tiles
-    )
+    specialization = _attention(entries.reference_cross, dtype, constants, tiles)
     counts = (items, height * width, references, pooling_tiles, text_len)
     return Launch(specialization, (items, 1, 1), counts)
 
@@ -98,7 +93,7 @@ def norm_rope(
     """QK norm and rotation; the table has one row of angles, or one for every batch entry."""
     batch, tokens, _ = shapes["x"]
     tiles = RowTiles(**settings(sm, "qk_norm_rope"))
-    constants = qk_norm_rope.constants(dim, heads, tiles, 1, 1)
+    constants = qk_norm_rope.constants(dim, heads, tiles, 1, 1, eps)
     constants = {n: constants[n] for n in constants if not n.startswith("HAS_")}
     types = dict.fromkeys(("x", "weight", "out"), POINTERS[dtype])
     types |= {"rope": POINTERS[torch.float32]}
@@ -108,7 +103,7 @@ def norm_rope(
     specialization = _specialization(
         entries.norm_rope,
         types,
-        constants | {"EPS": eps},
+        constants,
         tiles.warps(2 * constants["BLOCK_HEADS"] * constants["BLOCK_PAIRS"]),
     )
     return Launch(specialization, (cdiv(tokens, tiles.rows), batch, 1), counts)
@@ -138,8 +133,8 @@ def _self_counts(sizes: Mapping[str, Size]) -> tuple[Size, ...]:
 
 def _self_constants(heads: int, head_dim: int, tiles: AttentionTiles) -> dict[str, Any]:
     constants = relational_attention.constants(heads, head_dim, tiles, False, False)
-    kept = ("HEADS", "HEAD_DIM", "BLOCK_D", "BLOCK_M", "BLOCK_N")
-    return {name: constants[name] for name in kept} | {"SCALE": head_dim**-0.5 * LOG2E}
+    kept = ("SCALE", "HEADS", "HEAD_DIM", "BLOCK_D", "BLOCK_M", "BLOCK_N")
+    return {name: constants[name] for name in kept}
 
 
 def _attention_tiles(op: str, dtype: torch.dtype, head_dim: int, sm: int) -> AttentionTiles:
