@@ -3,8 +3,8 @@
     fused_ops((9, 0))                                     bf16 or fp16, whatever the model hands in
     fused_ops((9, 0), e4m3_attention=True, e4m3_rows=True)  8-bit products in attention and linears
 
-Which self-attention is used is a recorded choice for each architecture (`tiles.json`): our kernel
-has to beat the split on the fastest stock kernel, and where it does not, the split is used.
+Which self-attention is used is a recorded choice for each architecture (`tiles.json`): the video's
+rectangle on a stock kernel and the groups on ours, until a measurement says that another is faster.
 """
 
 import torch
@@ -90,16 +90,28 @@ def fused_ops(
         raise ValueError(f"attention in e4m3 is the triton kernel's, not {self_attention}'s")
     attend: SelfAttentionOp = attention_e4m3
     if not e4m3_attention:
-        chosen = self_attention
-        if chosen == "auto":
-            chosen = "triton" if INTERPRETED else chosen_self_attention(architecture(capability))[0]
-        attend = by_name(chosen)
+        attend = by_name(named(self_attention, capability))
     return Ops(
         self_attention=attend,
         cross_attention=relational_cross_attention,
         qk_norm_rope=qk_norm_rope,
         norm_modulate=norm_modulate_rows if e4m3_rows else norm_modulate,
     )
+
+
+def named(self_attention: str, capability: Capability) -> str:
+    """Return the implementation of self-attention that "auto" stands for; other names as they are.
+
+    Where the recorded one is cuDNN's and torch has no cuDNN, it is flash.
+    """
+    if self_attention != "auto":
+        return self_attention
+    if INTERPRETED:
+        return "triton"
+    chosen = chosen_self_attention(architecture(capability))[0]
+    if chosen.endswith(":cudnn") and not torch.backends.cudnn.is_available():
+        return chosen.replace(":cudnn", ":flash")
+    return chosen
 
 
 def attention_e4m3(call: SelfAttention) -> Attended:

@@ -62,13 +62,27 @@ def relational_attention_lse(
     return outputs[0], None if cq is None else outputs[1], outputs[2]
 
 
+def group_attention(call: SelfAttention) -> Tensor:
+    """Attend in groups alone: `reference.ops.grouped` on a GPU, nothing padded to a largest group.
+
+    Raises ValueError on shapes it does not take.
+    """
+    _check(call)
+    video, condition, structure, _ = call
+    assert condition.q is not None
+    tensors = (video.k, video.v, condition.q, condition.k, condition.v)
+    k, v, cq, ck, cv = (x.contiguous() for x in tensors)
+    groups = (structure.group_index, structure.group_mask, structure.group_inverse)
+    out: Tensor = _OPERATOR(None, k, v, cq, ck, cv, *groups, structure.bias_tiles.numel(), False)[1]
+    return out
+
+
 def _check(call: SelfAttention) -> None:
     video, condition, structure, _ = call
-    assert video.q is not None
-    if video.q.dim() != 4:
-        shape = list(video.q.shape)
-        raise ValueError(f"`video.q` must have shape [batch, tokens, heads, head_dim], got {shape}")
-    batch, tokens, heads, head_dim = video.q.shape
+    if video.k.dim() != 4:
+        shape = list(video.k.shape)
+        raise ValueError(f"`video.k` must have shape [batch, tokens, heads, head_dim], got {shape}")
+    batch, tokens, heads, head_dim = video.k.shape
     streams, references = structure.group_inverse.shape
     frame_tokens = structure.bias_tiles.numel()
     if not streams or batch % streams:
@@ -76,8 +90,9 @@ def _check(call: SelfAttention) -> None:
     if tokens % frame_tokens:
         raise ValueError(f"`video` must hold frames of {frame_tokens} tokens, got {tokens}")
     axes = "[batch, tokens, heads, head_dim]"
-    for name, x in (("video.k", video.k), ("video.v", video.v)):
-        check(name, x, axes, video.q.shape)
+    for name, given in (("video.q", video.q), ("video.v", video.v)):
+        if given is not None:
+            check(name, given, axes, video.k.shape)
     own = (streams, references * frame_tokens, heads, head_dim)
     for name, given in (("q", condition.q), ("k", condition.k), ("v", condition.v)):
         if given is not None:
@@ -229,17 +244,18 @@ def kernel(
             tl.store(lse + rows, logs, mask=row < tl.where(of_video, last, 0))
 
 
-def _new(q: Tensor, cq: Tensor | None, lse: bool) -> tuple[Tensor, Tensor, Tensor]:
-    batch, tokens, heads, _ = q.shape
-    return (
-        torch.empty_like(q),
-        q.new_empty((0,)) if cq is None else torch.empty_like(cq),
-        q.new_empty((batch, heads, tokens) if lse else (0,), dtype=torch.float32),
-    )
+def _new(
+    q: Tensor | None, k: Tensor, cq: Tensor | None, lse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, tokens, heads, _ = k.shape
+    nothing = k.new_empty((0,), dtype=torch.float32)
+    own = nothing if q is None else torch.empty_like(q)
+    condition = nothing if cq is None else torch.empty_like(cq)
+    return own, condition, nothing.new_empty((batch, heads, tokens) if lse else (0,))
 
 
 def _run(
-    q: Tensor,
+    q: Tensor | None,
     cq: Tensor | None,
     kv: tuple[Tensor, Tensor],
     ckv: tuple[Tensor, Tensor],
@@ -248,29 +264,31 @@ def _run(
     frame_tokens: int,
     lse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    outputs = _new(q, cq, lse)
-    batch, video_tokens, heads, head_dim = q.shape
+    outputs = _new(q, kv[0], cq, lse)
+    given = cq if q is None else q
+    assert given is not None
+    batch, video_tokens, heads, head_dim = kv[0].shape
     streams, group_count, members = groups[0].shape
     references = groups[2].shape[1]
-    name = "e4m3" if scales is not None else str(q.dtype).removeprefix("torch.")
-    tiles = attention_tiles("relational_attention", name, head_dim, q.device)
-    video_items = batch * heads * triton.cdiv(video_tokens, tiles.block_m)
+    name = "e4m3" if scales is not None else str(given.dtype).removeprefix("torch.")
+    tiles = attention_tiles("relational_attention", name, head_dim, given.device)
+    video_items = 0 if q is None else batch * heads * triton.cdiv(video_tokens, tiles.block_m)
     items = video_items
     if cq is not None:
         items += streams * heads * references * triton.cdiv(frame_tokens, tiles.block_m)
-    programs = tiles.programs_per_sm * processors(q.device) or items
+    programs = tiles.programs_per_sm * processors(given.device) or items
     launcher(kernel, (torch.sym_max(torch.sym_min(items, programs), 1),))(
-        q,
+        given if q is None else q,
         *kv,
-        q if cq is None else cq,
+        given if cq is None else cq,
         *ckv,
-        *(scales or (q,) * 6),
+        *(scales or (given,) * 6),
         groups[0],
         groups[1].to(torch.uint8),
         groups[2],
-        outputs[0],
-        q if cq is None else outputs[1],
-        outputs[2] if lse else q,
+        outputs[1 if q is None else 0],
+        outputs[0 if cq is None else 1],
+        outputs[2] if lse else given,
         items,
         video_items,
         video_tokens,
@@ -314,7 +332,7 @@ def _structure(groups: tuple[Tensor, Tensor, Tensor], frame_tokens: int) -> Stru
 
 
 def _plain(
-    q: Tensor,
+    q: Tensor | None,
     k: Tensor,
     v: Tensor,
     cq: Tensor | None,
@@ -327,14 +345,17 @@ def _plain(
     lse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     structure = _structure((index, mask, inverse), frame_tokens)
+    logs = k.new_empty((0,), dtype=torch.float32)
+    if q is None:  # what stands for the video's queries is not asked for
+        call = SelfAttention(QKV(k, k, v), QKV(cq, ck, cv), structure)
+        return logs.clone(), ops.grouped(call, *ops.everything(call)), logs
     out, cout = ops.self_attention(SelfAttention(QKV(q, k, v), QKV(cq, ck, cv), structure))
-    logs = q.new_empty((0,), dtype=torch.float32)
     if lse:  # by the slow obvious way: logits in full
         seeds = k.shape[0] // ck.shape[0]
         keys = torch.cat([k, ops.over_seeds(ck, seeds)], 1).float()
         logits = torch.einsum("bqhd,bkhd->bhqk", q.float(), keys) * q.shape[-1] ** -0.5
         logs = logits.logsumexp(-1)
-    return out, q.new_empty((0,)) if cout is None else cout, logs
+    return out, k.new_empty((0,), dtype=torch.float32) if cout is None else cout, logs
 
 
 def _plain_e4m3(
@@ -363,7 +384,7 @@ def _plain_e4m3(
 
 
 def _launch(
-    q: Tensor,
+    q: Tensor | None,
     k: Tensor,
     v: Tensor,
     cq: Tensor | None,
@@ -407,11 +428,11 @@ _OPERATOR = operator(
     "relational_attention",
     _launch,
     _plain,
-    lambda q, k, v, cq, ck, cv, *rest: _new(q, cq, rest[-1]),
+    lambda q, k, v, cq, ck, cv, *rest: _new(q, k, cq, rest[-1]),
 )
 _E4M3_OPERATOR = operator(
     "relational_attention_e4m3",
     _launch_e4m3,
     _plain_e4m3,
-    lambda q, k, ks, km, v, vs, cq, *rest: _new(q, cq, rest[-1]),
+    lambda q, k, ks, km, v, vs, cq, *rest: _new(q, k, cq, rest[-1]),
 )

@@ -1,10 +1,13 @@
 """Ways to do relational self-attention, chosen by name; an explicit choice never falls back.
 
 triton                 our kernel, one launch                     (relational_attention.py)
-split-sdpa             rectangle and groups on torch's own attention, whichever it picks
-split-sdpa:BACKEND     the rectangle on one of its backends: flash, cudnn, efficient, math
+hybrid[:BACKEND]       the rectangle on torch's own attention, the groups on our kernel
+split-sdpa[:BACKEND]   both on torch's own; groups are padded to the largest, and masked
 flex                   FlexAttention over the whole sequence with a block mask
 reference              the oracle
+
+BACKEND is flash, cudnn, efficient or math; without one torch picks. A backend is called by name on
+a GPU, so a program that is exported keeps it: a context that asks for one is not part of a program.
 """
 
 from functools import partial
@@ -15,9 +18,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from lumosx_rt.kernels.relational_attention import relational_attention
+from lumosx_rt.kernels.relational_attention import group_attention, relational_attention
 from lumosx_rt.reference.backbones import ops
-from lumosx_rt.reference.backbones.ops import QKV, Attended, SelfAttention, SelfAttentionOp
+from lumosx_rt.reference.backbones.ops import (
+    QKV,
+    Attend,
+    Attended,
+    SelfAttention,
+    SelfAttentionOp,
+)
 from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
 
 BACKENDS = {
@@ -26,7 +35,22 @@ BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-NAMES = ("triton", "split-sdpa", *(f"split-sdpa:{name}" for name in BACKENDS), "flex", "reference")
+_ATEN = torch.ops.aten
+_BY_NAME = {  # q, k, v [batch, heads, tokens, head_dim] -> what attends, first
+    "flash": lambda q, k, v: _ATEN._scaled_dot_product_flash_attention(q, k, v),
+    "cudnn": lambda q, k, v: _ATEN._scaled_dot_product_cudnn_attention(q, k, v, None, False),
+    "efficient": lambda q, k, v: _ATEN._scaled_dot_product_efficient_attention(
+        q, k, v, None, False
+    ),
+    "math": lambda q, k, v: _ATEN._scaled_dot_product_attention_math(q, k, v),
+}
+WITH_BACKENDS = ("hybrid", "split-sdpa")
+NAMES = (
+    "triton",
+    *(f"{way}{of}" for way in WITH_BACKENDS for of in ("", *(f":{name}" for name in BACKENDS))),
+    "flex",
+    "reference",
+)
 
 
 def self_attention(name: str) -> SelfAttentionOp:
@@ -39,20 +63,27 @@ def self_attention(name: str) -> SelfAttentionOp:
         return FlexSelfAttention()
     if name == "reference":
         return ops.self_attention
-    _, _, backend = name.partition(":")
-    return partial(ops.self_attention, attend=partial(_attend, backend)) if backend else _split
+    way, _, backend = name.partition(":")
+    attend = partial(_attend, backend) if backend else ops.attend
+    return partial(_hybrid if way == "hybrid" else ops.self_attention, attend=attend)
+
+
+def _hybrid(call: SelfAttention, attend: Attend) -> Attended:
+    assert call.video.q is not None
+    video_out = attend(call.video.q, *ops.everything(call), None)
+    return video_out, None if call.condition.q is None else group_attention(call)
 
 
 def _attend(backend: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """`ops.attend`; what has no mask, on one backend. Groups are masked, as few backends can."""
     if mask is not None:
         return ops.attend(q, k, v, mask)
-    with sdpa_kernel(BACKENDS[backend]):
-        return ops.attend(q, k, v)
-
-
-def _split(call: SelfAttention) -> Attended:
-    return ops.self_attention(call)
+    if q.device.type == "cpu":  # which has other functions of these names
+        with sdpa_kernel(BACKENDS[backend]):
+            return ops.attend(q, k, v)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out: Tensor = _BY_NAME[backend](q, k, v)[0]
+    return out.transpose(1, 2)
 
 
 class FlexSelfAttention:

@@ -1,7 +1,8 @@
 """A calibrated model on the Triton kernels' own 8-bit products: FP8 engines of the backend torch.
 
     linears          in e4m3 at the document's sites, by its scales or with one a row
-    self-attention   in e4m3 at its sites; the kernel finds scales itself, finer than calibrated
+    self-attention   in e4m3 at its sites, where a measurement says that this is faster than stock
+                     attention in bf16; the kernel finds scales itself, finer than calibrated
     cross-attention  in high precision: its kernel has no 8-bit form
 
 Where scales are found a row at a time and every linear is in FP8, norms and the MLP's activation
@@ -18,17 +19,23 @@ from lumosx_rt.calibration.calibration_file import Calibration
 from lumosx_rt.calibration.sites import is_attention, part_of
 from lumosx_rt.kernels.fused import fused_ops
 from lumosx_rt.kernels.linear_fp8 import GeluQuantize, LinearFp8
-from lumosx_rt.kernels.tiles import Capability
+from lumosx_rt.kernels.tiles import Capability, architecture, e4m3_attention_pays
 from lumosx_rt.reference.backbones.ops import Attended, Ops, SelfAttention, SelfAttentionOp
 from lumosx_rt.reference.backbones.wan import LumosX
 
 
 def on_kernels(
-    model: LumosX, document: Calibration, capability: Capability
+    model: LumosX,
+    document: Calibration,
+    capability: Capability,
+    *,
+    e4m3_attention: bool | None = None,
 ) -> AbstractContextManager[Ops]:
     """A block in which the model's linears are replaced; it gives the operations to run on.
 
-    Raises LumosXError where the model is another, ValueError where the GPU has no such kernels.
+    e4m3_attention: whether sites of self-attention are in 8 bits; by default where `tiles.json`
+    records for this GPU that it pays. Raises LumosXError where the model is another, ValueError
+    where the GPU has no such kernels.
     """
     document.check(model)
     quantized = set(document.quantized)
@@ -36,7 +43,9 @@ def on_kernels(
     if rows and document.scheme["weights"] != "channel":
         raise ValueError("scales found row by row come with weights a channel")
     linears = {site for site in document.sites if not is_attention(site)}
-    attended = {site for site in quantized if part_of(site) == "self"}
+    if e4m3_attention is None:
+        e4m3_attention = e4m3_attention_pays(architecture(capability))
+    attended = {site for site in quantized if e4m3_attention and part_of(site) == "self"}
     ops = fused_ops(
         capability,
         e4m3_attention=bool(attended),

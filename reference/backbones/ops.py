@@ -84,18 +84,31 @@ def self_attention(call: SelfAttention, attend: Attend = attend) -> Attended:
     Returns video and condition attended, in the shapes of their keys; None for condition without
     queries.
     """
-    video, condition, structure, _ = call
-    streams = condition.k.shape[0]
-    seeds = video.k.shape[0] // streams
-    keys = torch.cat([video.k, over_seeds(condition.k, seeds)], dim=1)
-    values = torch.cat([video.v, over_seeds(condition.v, seeds)], dim=1)
-    assert video.q is not None
-    video_out = attend(video.q, keys, values, None)
-    if condition.q is None:
+    keys, values = everything(call)
+    assert call.video.q is not None
+    video_out = attend(call.video.q, keys, values, None)
+    if call.condition.q is None:
         return video_out, None
+    return video_out, grouped(call, keys, values, attend)
 
-    # Groups over themselves. A group may name video frames (of the stream's first seed): that is
-    # how "everything sees everything" and "no references" are said with the same tensors.
+
+def everything(call: SelfAttention) -> tuple[Tensor, Tensor]:
+    """Return the keys and values that the video sees: its own, then its stream's condition's."""
+    video, condition, *_ = call
+    seeds = video.k.shape[0] // condition.k.shape[0]
+    keys = torch.cat([video.k, over_seeds(condition.k, seeds)], dim=1)
+    return keys, torch.cat([video.v, over_seeds(condition.v, seeds)], dim=1)
+
+
+def grouped(call: SelfAttention, keys: Tensor, values: Tensor, attend: Attend = attend) -> Tensor:
+    """Attend in groups: the condition's queries over `everything` of their group.
+
+    A group may name video frames (of the stream's first seed): that is how "everything sees
+    everything" and "no references" are said with the same tensors.
+    """
+    video, condition, structure, _ = call
+    assert video.q is not None and condition.q is not None
+    streams = condition.k.shape[0]
     queries = torch.cat([_first_seed(video.q, streams), condition.q], dim=1)
     frame_tokens = structure.bias_tiles.numel()
     q, k, v = (
@@ -104,11 +117,11 @@ def self_attention(call: SelfAttention, attend: Attend = attend) -> Attended:
     )
     mask = structure.group_mask.flatten(0, 1)[:, None, None, :, None]
     mask = mask.expand(-1, 1, 1, -1, frame_tokens).flatten(3)
-    grouped = attend(q, k, v, mask)  # [streams * groups, members * frame_tokens, heads, head_dim]
-    grouped = grouped.reshape(streams, -1, *grouped.shape[-2:])
-    return video_out, _gather_frames(
-        grouped, structure.group_inverse[:, None], frame_tokens
-    ).reshape(condition.q.shape)
+    out = attend(q, k, v, mask)  # [streams * groups, members * frame_tokens, heads, head_dim]
+    out = out.reshape(streams, -1, *out.shape[-2:])
+    return _gather_frames(out, structure.group_inverse[:, None], frame_tokens).reshape(
+        condition.q.shape
+    )
 
 
 class CrossAttention(NamedTuple):

@@ -18,6 +18,7 @@ NAMES = (
     "qk_norm_rope",
     "relational_attention",
     "relational_attention_e4m3",
+    "group_attention",
     "relational_cross_attention",
     "gelu_quantize",
 )
@@ -80,6 +81,21 @@ def test_interpreted_operators_pass_opcheck(name: str, monkeypatch) -> None:
         if not any(getattr(a, "dtype", None) == torch.float8_e4m3fn for a in arguments):
             checks.append("test_schema")
         opcheck(operator, arguments, test_utils=checks)
+
+
+def test_a_named_attention_is_that_in_an_exported_program(uninterpreted: dict[str, dict]) -> None:
+    found = uninterpreted["attention calls"]
+    generic = "aten.scaled_dot_product_attention.default"
+    own = {
+        name: f"aten._scaled_dot_product_{name}_attention.default"
+        for name in ("flash", "cudnn", "efficient")
+    }
+    for name, call in own.items():
+        assert found[f"hybrid:{name}"] == [call]
+        assert found[f"split-sdpa:{name}"] == [call, generic]  # groups are masked
+    assert found["hybrid"] == [generic] and found["split-sdpa"] == [generic, generic]
+    assert found["triton"] == []
+    assert found[""] == [generic, generic]  # control: what was asked for in a context is lost
 
 
 def test_interpreted_operators_export() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from lumosx_rt.kernels.norm_modulate import quantize_rows
 from lumosx_rt.kernels.quantize_kv import dequantize_kv, quantize_kv
 from lumosx_rt.kernels.relational_attention import (
+    group_attention,
     relational_attention,
     relational_attention_lse,
 )
@@ -66,6 +67,20 @@ def test_the_last_block_needs_no_condition_queries() -> None:
     assert condition is None
     plain = ops.self_attention(case.silent())[0]
     assert_within_budget("video", video, plain, exact(case)[0])
+
+
+@pytest.mark.parametrize("name", ["groups of one to four", "frames of one tile"])
+def test_groups_alone(name: str) -> None:
+    """As the hybrid calls it: no rectangle, groups that name video frames included."""
+    case = Case(name, heads=1)
+    plain = ops.self_attention(case.self_attention)[1]
+    assert plain is not None
+    assert_within_budget("condition", group_attention(case.self_attention), plain, exact(case)[1])
+
+
+def test_groups_alone_without_references_are_nothing() -> None:
+    case = Case("no references", heads=1, head_dim=32)
+    assert group_attention(case.self_attention).numel() == 0
 
 
 def test_log_sums_join_attention_over_parts() -> None:

@@ -8,7 +8,8 @@ from lumosx_rt.reference.backbones import ops
 from tests.helpers.budget import assert_within_budget
 from tests.kernels.cases import LAYOUTS, Case
 
-ON_A_CPU = [name for name in NAMES if name not in ("split-sdpa:cudnn", "split-sdpa:efficient")]
+ON_GPUS = [name for name in NAMES if name.endswith((":cudnn", ":efficient"))]
+ON_A_CPU = [name for name in NAMES if name not in ON_GPUS]
 
 
 @pytest.mark.parametrize("name", ON_A_CPU)
@@ -37,7 +38,7 @@ def test_flex_makes_a_new_mask_for_a_new_structure() -> None:
         assert_within_budget("condition", found[1], plain[1], exact[1])
 
 
-@pytest.mark.parametrize("name", ["split-sdpa:cudnn", "split-sdpa:efficient"])
+@pytest.mark.parametrize("name", ON_GPUS)
 def test_a_backend_that_is_not_there_is_an_error_not_another_one(name: str) -> None:
     case = Case("frames of one tile", head_dim=32, seeds=1)
     with pytest.raises(RuntimeError, match="No available kernel|backend"):
@@ -45,7 +46,7 @@ def test_a_backend_that_is_not_there_is_an_error_not_another_one(name: str) -> N
 
 
 def test_names_are_checked() -> None:
-    with pytest.raises(ValueError, match="got 'flash', accepted are triton, split-sdpa"):
+    with pytest.raises(ValueError, match="got 'flash', accepted are triton, hybrid, hybrid:flash"):
         self_attention("flash")
 
 

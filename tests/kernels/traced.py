@@ -6,7 +6,7 @@ that claim to be on an sm_90, through the same functionalization that compilers 
 
 import json
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from unittest.mock import patch
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from torch._functorch.aot_autograd import aot_export_module
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lumosx_rt.kernels import (
     norm_modulate,
@@ -24,13 +25,16 @@ from lumosx_rt.kernels import (
 )
 from lumosx_rt.kernels.linear_fp8 import GeluQuantize
 from lumosx_rt.kernels.numerics import INTERPRETED
+from lumosx_rt.kernels.self_attention import NAMES, self_attention
 from lumosx_rt.reference.backbones import ops
 from lumosx_rt.reference.backbones.ops import (
     QKV,
+    Attended,
     CrossAttention,
     NormModulate,
     QkNormRope,
     SelfAttention,
+    SelfAttentionOp,
     WordBias,
 )
 from tests.kernels.cases import Case, random
@@ -38,7 +42,7 @@ from tests.kernels.cases import Case, random
 EPS = 1e-6
 
 
-def calls(case: Case, dtype: torch.dtype):
+def calls(case: Case, dtype: torch.dtype, attend: SelfAttentionOp = ops.self_attention):
     """Every operator, as a function of the tensors it is given here."""
     width = case.heads * case.head_dim
     batch, tokens = case.video.k.shape[:2]
@@ -47,13 +51,17 @@ def calls(case: Case, dtype: torch.dtype):
     rope = case.structure.rope_video.flatten(1, 3).unsqueeze(1)
     structure, groups = case.structure, case.structure[4:]
 
-    def attention(e4m3, *given):
-        q, k, v, cq, ck, cv, *groups, tile = given
+    def call_of(q, k, v, cq, ck, cv, index, mask, inverse, tile):
         own = structure._replace(
-            bias_tiles=tile, group_index=groups[0], group_mask=groups[1], group_inverse=groups[2]
+            bias_tiles=tile, group_index=index, group_mask=mask, group_inverse=inverse
         )
-        call = SelfAttention(QKV(q, k, v), QKV(cq, ck, cv), own)
-        return relational_attention.relational_attention(call, e4m3=e4m3)
+        return SelfAttention(QKV(q, k, v), QKV(cq, ck, cv), own)
+
+    def attention(e4m3, *given):
+        return relational_attention.relational_attention(call_of(*given), e4m3=e4m3)
+
+    def groups_alone(*given):
+        return (relational_attention.group_attention(call_of(*given)),)
 
     def cross(q, cq, k, v, template, tile, inverse):
         own = structure._replace(bias_tiles=tile, group_inverse=inverse)
@@ -80,6 +88,8 @@ def calls(case: Case, dtype: torch.dtype):
         ),
         "relational_attention": (lambda *a: attention(False, *a), qkv),
         "relational_attention_e4m3": (lambda *a: attention(True, *a), qkv),
+        "group_attention": (groups_alone, qkv),
+        "self_attention": (lambda *given: attend(call_of(*given)), qkv),
         "relational_cross_attention": (
             cross,
             (*text, structure.bias_tiles, structure.group_inverse),
@@ -104,7 +114,7 @@ def flat(outputs):
 
 
 @contextmanager
-def on_a_gpu(mode: FakeTensorMode):
+def on_a_gpu(mode: AbstractContextManager):
     """Fake tensors, and tiles as on an sm_90."""
     with ExitStack() as stack:
         stack.enter_context(patch.object(tiles, "architecture_of", lambda device: 90))
@@ -134,6 +144,7 @@ SHAPES = {
     "gelu_quantize": ["b t c"],
 }  # fmt: skip
 SHAPES["relational_attention_e4m3"] = SHAPES["relational_attention"]
+SHAPES["group_attention"] = SHAPES["relational_attention"]
 
 
 LIMITS = {
@@ -197,10 +208,31 @@ def ranges(name: str, function, tensors, case: Case) -> dict[str, list[int]]:
     return found
 
 
+def attention_calls(attend: SelfAttentionOp, case: Case) -> list[str]:
+    """Which of torch's own attentions stand in an exported program, in order.
+
+    On the device "meta", which like a GPU is not a CPU: a torch for CPUs traces no more on "cuda".
+    """
+    function, tensors = calls(case, torch.bfloat16, attend)["self_attention"]
+    with on_a_gpu(nullcontext()):
+        given = tuple(tensor.to("meta") for tensor in tensors)
+        program = torch.export.export(Call(function), given)
+    targets = (str(n.target) for n in program.graph.nodes if n.op == "call_function")
+    return [target for target in targets if "scaled_dot_product" in target]
+
+
+def by_context(call: SelfAttention) -> Attended:
+    """The way that does not survive: a context around a call that leaves the choice to torch."""
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+        return ops.self_attention(call)
+
+
 def main() -> None:
     assert not INTERPRETED
     found = {}
-    for name, (function, tensors) in calls(Case("frames of one tile"), torch.float32).items():
+    every = calls(Case("frames of one tile"), torch.float32)
+    del every["self_attention"]  # no operator
+    for name, (function, tensors) in every.items():
         exported = torch.export.export(Call(function), tensors)
         eager = flat(function(*tensors))
         again = exported.module()(*tensors)
@@ -216,9 +248,16 @@ def main() -> None:
     video, condition = relational_attention.relational_attention(call)
     plain = ops.self_attention(call)
     found["relational_attention"]["is the plain one"] = torch.equal(video, plain[0])
-    for name, (function, tensors) in calls(Case("frames of one tile"), torch.bfloat16).items():
+    half = calls(Case("frames of one tile"), torch.bfloat16)
+    del half["self_attention"]
+    for name, (function, tensors) in half.items():
         found[name]["launches"] = dict(launches(function, tensors))
         found[name]["ranges"] = ranges(name, function, tensors, case)
+    case = Case("frames of one tile", torch.bfloat16)
+    named = {name: self_attention(name) for name in NAMES if name not in ("flex", "reference")}
+    found["attention calls"] = {
+        name: attention_calls(attend, case) for name, attend in {**named, "": by_context}.items()
+    }
     print(json.dumps(found))
 
 

@@ -1,5 +1,6 @@
 """A calibrated model on the kernels' own 8-bit products, against the same thing simulated."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from lumosx_rt.calibration.apply.kernels import on_kernels
 from lumosx_rt.calibration.samples import moments_of, velocity_of
 from lumosx_rt.calibration.scheme import Scheme
+from lumosx_rt.kernels import tiles
+from lumosx_rt.kernels.fused import attention_e4m3
 from lumosx_rt.kernels.linear_fp8 import GeluQuantize, LinearFp8
 from lumosx_rt.reference.backbones.precision import recast
 from lumosx_rt.reference.errors import LumosXError
@@ -47,7 +50,7 @@ def test_it_errs_as_the_simulation_does(scheme, kept):
     with document.simulation(model).running(document.quantized):
         simulated = relative_error(velocity(moment), wanted)
     own, plain = model.ops, relative_error(velocity(moment), wanted)
-    with on_kernels(model, document, HOPPER) as ops:
+    with on_kernels(model, document, HOPPER, e4m3_attention=True) as ops:
         model.ops = ops
         error = relative_error(velocity(moment), wanted)
     model.ops = own
@@ -71,6 +74,21 @@ def test_what_is_replaced():
     with on_kernels(model, toys.calibration(), HOPPER) as ops:
         scale = model.get_submodule("blocks.1.ffn.2").input_scale
         assert float(scale) == toys.calibration().sites["blocks.1.ffn.2"].scales["x"]
+
+
+def test_attention_is_in_8_bits_only_where_a_measurement_says_that_it_is_faster(monkeypatch):
+    model = recast(toys.model(), torch.bfloat16)
+    document = toys.calibration(Scheme(activations="row"))
+    with on_kernels(model, document, HOPPER) as ops:  # not measured: linears alone
+        assert ops.self_attention is not attention_e4m3
+        assert isinstance(model.get_submodule("blocks.0.self_attn.q"), LinearFp8)
+    table = json.loads(tiles.FILE.read_text())
+    table["sm_90"]["self_attention/e4m3"] = {"faster": True, "source": "a test"}
+    monkeypatch.setattr(tiles, "_table", lambda: table)
+    with on_kernels(model, document, HOPPER) as ops:
+        assert ops.self_attention is attention_e4m3
+    with on_kernels(model, document, (8, 9)) as ops:  # another GPU's measurement says nothing
+        assert ops.self_attention is not attention_e4m3
 
 
 def test_what_cannot_be_had_is_refused():
