@@ -24,6 +24,8 @@ _COMPILING = {
     # what tracing concluded from its example (no axis is 1) would be checked in every call, though
     # nothing rests on it; what does is checked by `check_shapes`, once a request
     "scalar_asserts": False,
+    # a Python float that reaches a kernel of ours would be computed with in float64
+    "_use_fp64_for_unbacked_floats": False,
     "cpp.dynamic_threads": True,  # torch's own number when it runs, not the one of the build
 }
 

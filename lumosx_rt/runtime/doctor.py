@@ -86,7 +86,7 @@ def _tensorrt() -> str:
 
 
 def _cpp_compiler() -> str:
-    from lumosx_rt.backends.torch.compile import cpp_compiler
+    from lumosx_rt.backends.torch.toolchain import cpp_compiler
 
     return cpp_compiler() or "none; --backend torch needs one (Debian: apt install g++)"
 

@@ -55,10 +55,16 @@ def _check_device(folder: Path, wanted: dict[str, Any], rebuild: str) -> None:
     differing = [
         f"{name} {wanted.get(name)} (here {found})"
         for name, found in here.items()
-        if wanted.get(name) != found and (name != "name" or device == "cpu")
+        if wanted.get(name) != found and name != "cudnn" and (name != "name" or device == "cpu")
     ]
     if differing:
         raise Unsupported(f"{folder} was compiled for {', '.join(differing)}; {rebuild}")
+    made, found = int(wanted.get("cudnn", 0)), int(here.get("cudnn", 0))
+    if found < made:
+        raise Unsupported(
+            f"{folder} was compiled with cuDNN {made}, whose attention it calls, here is "
+            f"{found or 'none'}; install a cuDNN as new, or {rebuild}"
+        )
 
 
 def _check_members(path: Path) -> None:

@@ -1,8 +1,5 @@
 """One AOTInductor package for one kind of processor or GPU."""
 
-import os
-import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +15,7 @@ from lumosx_rt.backends.common.devices import Provider, device_facts
 from lumosx_rt.calibration.apply.graph import carried
 from lumosx_rt.calibration.calibration_file import Calibration
 from lumosx_rt.calibration.formats import format_of
+from lumosx_rt.calibration.sites import part_of
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.kernels.qdq import PLAIN
 from lumosx_rt.reference.backbones.ops import Ops
@@ -78,23 +76,18 @@ class TorchCompiler:
         from lumosx_rt.export.aoti import compile_package
 
         report(f"device: {', '.join(self.device.values())}")
+        chosen: dict[str, Any] = {}
         if self.provider == "cuda":
-            _fast_ops(model.config.head_dim)  # or not at all
+            chosen["self_attention"] = _self_attention(model.config.head_dim, self.document)
+            report(f"self-attention: {chosen['self_attention']}")
         path, own = engine / PACKAGE, recast(model, self.dtype, self.provider)
         with _ops(self.provider, own, self.document) as ops:
             facts = compile_package(own, path, ops=ops, report=report)
         cache.note_compiled(sha256_of(path))
-        return facts | {"device": self.device}
+        return facts | {"device": self.device} | chosen
 
     def vouches_for(self, engine: Path) -> bool:
         return cache.compiled_here(sha256_of(engine / PACKAGE))
-
-
-def cpp_compiler() -> str | None:
-    """Return the C++ compiler that inductor calls, if it is there: CXX, else g++ (on a Mac
-    clang++)."""
-    usual = "clang++" if sys.platform == "darwin" else "g++"
-    return shutil.which(os.environ.get("CXX") or usual)
 
 
 @contextmanager
@@ -122,6 +115,19 @@ def _ops(device: Provider, model: LumosX, document: Calibration | None) -> Itera
         raise _without_kernels(error) from None
     with fp8 as ops:
         yield ops
+
+
+def _self_attention(head_dim: int, document: Calibration | None) -> str:
+    """Return the way self-attention is done on the GPU here. Raises LumosXError where none is."""
+    _fast_ops(head_dim)
+    from lumosx_rt.kernels.fused import named
+    from lumosx_rt.kernels.tiles import architecture, e4m3_attention_pays
+
+    capability = torch.cuda.get_device_capability()
+    sites = () if document is None else document.quantized
+    if e4m3_attention_pays(architecture(capability)) and any(part_of(s) == "self" for s in sites):
+        return "triton, e4m3"
+    return named("auto", capability)
 
 
 def _fast_ops(head_dim: int) -> Ops:

@@ -9,8 +9,9 @@ from lumosx_rt.artifact.manifest import PACKAGE
 from lumosx_rt.backends.common.compiler import calibration_for, check_whole
 from lumosx_rt.backends.common.room import BackendRoom, LoadRequest
 from lumosx_rt.backends.torch.checks import check_package
-from lumosx_rt.backends.torch.compile import DTYPES, TorchCompiler, cpp_compiler
+from lumosx_rt.backends.torch.compile import DTYPES, TorchCompiler
 from lumosx_rt.backends.torch.run import TorchBackend
+from lumosx_rt.backends.torch.toolchain import check_toolchain
 from lumosx_rt.calibration.apply.graph import check_carriable
 from lumosx_rt.calibration.formats import format_of
 from lumosx_rt.reference.errors import Unsupported
@@ -32,7 +33,7 @@ class TorchOptions:
 
 
 def compiler(options: TorchOptions, random: bool) -> TorchCompiler:
-    """Check a request. Raises LumosXError for what is not here, also a C++ compiler."""
+    """Check a request. Raises LumosXError for what is not here, also of what compiles C++."""
     precision, device = options.precision, options.device
     if device not in DEVICES:
         raise Unsupported(f"device: got '{device}', accepted are {', '.join(DEVICES)}")
@@ -44,12 +45,8 @@ def compiler(options: TorchOptions, random: bool) -> TorchCompiler:
         )
     if device == "cuda" and not torch.cuda.is_available():
         raise Unsupported("device: got 'cuda', torch finds no GPU here; accepted is --device cpu")
-    if cpp_compiler() is None:
-        raise Unsupported(
-            "backend: 'torch' compiles C++, and there is no C++ compiler here; install one "
-            "(Debian: apt install g++) or name it in CXX, or take --backend onnxruntime"
-        )
     on_cpu = device == "cpu" or not torch.cuda.is_available()
+    check_toolchain("cpu" if on_cpu else "cuda")
     chosen = precision or ("fp32" if on_cpu else "bf16")
     document = calibration_for(format_of(chosen), options.calibration, random)
     if document is not None and on_cpu:

@@ -11,6 +11,7 @@ import torch
 
 import lumosx_rt as rt
 from lumosx_rt.artifact.manifest import PACKAGE, read_manifest, record_files
+from lumosx_rt.backends.torch import checks
 from lumosx_rt.backends.torch.compile import TorchCompiler
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.reference.backbones.loading import load_transformer
@@ -143,6 +144,25 @@ def test_another_machine_is_refused_with_what_mends_it(
     for trust in (False, True):
         text = refusal(rt.load, folder, trust=trust)
         assert said in text and f"-o {folder} --backend torch" in text and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("cudnn", "accepted"), [("91900", True), ("92000", True), ("91800", False), ("0", False)]
+)
+def test_an_older_cudnn_than_it_was_compiled_with_is_refused(
+    compiled, copied, monkeypatch, cudnn, accepted
+):
+    """Its attention is called by name, whatever is installed where the package runs."""
+    gpu = {"name": "NVIDIA H200", "machine": "x86_64", "capability": "9.0"}
+    folder = copied(compiled.folder)
+    replace(read_manifest(folder), device=gpu | {"cudnn": "91900"}).write(folder)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(checks, "device_facts", lambda device: gpu | {"cudnn": cudnn})
+    manifest = read_manifest(folder)
+    if accepted:
+        return checks.check_package(folder, manifest, trust=False)
+    said = refusal(checks.check_package, folder, manifest, trust=True)
+    assert "compiled with cuDNN 91900" in said and "build it again" in said
 
 
 def test_a_patch_version_of_torch_does_not_matter(compiled, copied):

@@ -1,5 +1,6 @@
 """The backend torch: one package for every layout, as close as the reference itself."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -175,6 +176,34 @@ def test_the_benchmark_runs_it(compiled, micro_bundle):
     maker = sampled(compiled.folder, Sampling(steps=1, frames=5), micro_bundle)
     assert maker.identity["backend"] == "torch" and PACKAGE in maker.identity["files"]
     assert maker.make_clip(story(0, 1, True)).shape[0] == 5
+
+
+class FailingPackage:
+    """A package whose call fails as a compiled one does: the reason is on stderr alone."""
+
+    def __init__(self, said: str) -> None:
+        self.said = said
+
+    def run(self, inputs):
+        os.write(2, self.said.encode())
+        raise RuntimeError("run_func_( container_handle_ ) API call failed at model.cpp")
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("Exception in aoti_torch: No valid execution plans built.\n", "No valid execution plans"),
+        ("something else\n", "run_func_"),
+    ],
+)
+def test_a_failed_call_quotes_the_reason(compiled_engine, model, monkeypatch, capfd, said, told):
+    latents, time, given = example(model, "one group, one stream, one frame")
+    run = compiled_engine.backend.bind(given)
+    monkeypatch.setattr(compiled_engine.backend, "_model", FailingPackage(said))
+    with pytest.raises(LumosXError, match=f"torch failed at time {time}: {told}"):
+        run(latents, time)
+    os.write(2, b"as before")  # stderr is where it was
+    assert capfd.readouterr().err == said + "as before"
 
 
 # -- bf16 ---------------------------------------------------------------------------------------
