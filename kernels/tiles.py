@@ -37,7 +37,12 @@ class AttentionTiles:
     descriptors: bool = False
     """Load keys and values by the copy engine (sm_90 and later)."""
     warp_specialize: bool = False
-    """Separate warps for loading; needs descriptors."""
+    """Separate warps for loading; needs descriptors, and sm_100: sm_90 gets the same code."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether a launch needs nothing but its arguments."""
+        return not (self.descriptors or self.programs_per_sm)
 
 
 @dataclass(frozen=True)
@@ -102,11 +107,20 @@ def trying(op: str, tiles: AttentionTiles | RowTiles) -> Iterator[None]:
         del _TRIED[op]
 
 
-def attention_settings(sm: int, op: str, dtype: str, head_dim: int) -> AttentionTiles:
-    """Return what `tiles.json` says; heads of up to 64 and of up to 128 channels have entries."""
+def attention_settings(
+    sm: int, op: str, dtype: str, head_dim: int, *, plain: bool = False
+) -> AttentionTiles:
+    """Return what `tiles.json` says; heads of up to 64 and of up to 128 channels have entries.
+
+    plain: without descriptors and persistent programs, for callers that have neither. Where the
+    entry has one, the fastest without is beside it, as ".../plain".
+    """
     width = next(width for width in (64, 128) if head_dim <= width)
     width_key = f"{op}/{dtype.replace('bfloat16', 'half').replace('float16', 'half')}/{width}"
-    return AttentionTiles(**settings(sm, width_key))
+    tiles = AttentionTiles(**settings(sm, width_key))
+    if plain and not tiles.plain:
+        return AttentionTiles(**settings(sm, f"{width_key}/plain"))
+    return tiles
 
 
 def settings(sm: int, key: str) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 triton, triton e4m3          our kernel; in e4m3 with the quantization of keys and values
 triton e4m3, quantized       ... and without it
-split-sdpa[:BACKEND], flex   as `kernels/self_attention.py` names them
+hybrid[:BACKEND], split-sdpa, flex   as `kernels/self_attention.py` names them
+groups: triton, split-sdpa   the groups alone
 dense mask                   one SDPA call with a bool mask over the whole sequence
 """
 
@@ -19,23 +20,25 @@ from benchmarks.gpu.cases import Bench, Case, timed
 from benchmarks.gpu.problem import Problem, Way
 from benchmarks.gpu.scale import Scale, layouts_of
 from lumosx_rt.kernels import quantize_kv as quantization
-from lumosx_rt.kernels.relational_attention import relational_attention
+from lumosx_rt.kernels.relational_attention import group_attention, relational_attention
 from lumosx_rt.kernels.self_attention import BACKENDS, frame_visibility, self_attention
 from lumosx_rt.reference.backbones import cost as roofline
 from lumosx_rt.reference.backbones import ops
 from lumosx_rt.reference.backbones.ops import QKV, Attended, SelfAttention
 from lumosx_rt.reference.mechanisms.lumosx.structure import structure_of
 
-SPLIT = ("split-sdpa", *(f"split-sdpa:{name}" for name in BACKENDS))
+# math writes whole tables of logits, which fit nothing at full size
+STOCK = ("split-sdpa", "hybrid", *(f"hybrid:{name}" for name in BACKENDS if name != "math"))
 WAYS = (
     "triton",
     "triton e4m3",
     "triton e4m3, quantized",
-    *SPLIT,
+    *STOCK,
     "flex",
     "dense mask",
 )
-BY_NAME = ("triton", *SPLIT, "flex")
+GROUPS = ("groups: triton", "groups: split-sdpa")
+BY_NAME = ("triton", *STOCK, "flex")
 HALF = torch.bfloat16
 
 
@@ -43,6 +46,8 @@ def cases(bench: Bench) -> Iterator[Case]:
     for key in bench.scale.keys(0, 1, 4, 8, 16):
         yield from timed(bench, WAYS, key, problem, (key,), 1, HALF)
         yield from timed(bench, ["quantize_kv"], key, quantization_problem, (key,), 1, HALF)
+    for key in bench.scale.keys(4, 16):
+        yield from timed(bench, GROUPS, key, group_problem, (key,), 1, HALF)
 
 
 def inputs(scale: Scale, keys: tuple[str, ...], seeds: int, dtype: torch.dtype) -> SelfAttention:
@@ -81,6 +86,28 @@ def problem(scale: Scale, keys: tuple[str, ...], seeds: int, dtype: torch.dtype)
         partial(picked, rows=rows),
         ways,
     )
+
+
+def group_problem(scale: Scale, keys: tuple[str, ...], seeds: int, dtype: torch.dtype) -> Problem:
+    """The references of streams with these layouts, each over its group."""
+    call = inputs(scale, keys, seeds, dtype)
+    layouts = layouts_of(keys)
+    rows = [scale.sample(x.k.shape[1]) for x in (call.video, call.condition)]
+    video = layouts[0].video_tokens
+    grouped = layouts[0].attended_pairs - video * layouts[0].tokens
+    work = roofline.Work({"half": 4.0 * scale.config.dim * grouped})
+
+    def exactly() -> tuple[Tensor, ...]:
+        return exact.self_attention_rows(call, layouts, *rows)[1:]
+
+    def stock() -> Tensor:
+        return ops.grouped(call, *ops.everything(call))
+
+    ways = {
+        "groups: triton": Way(partial(group_attention, call), "groups: split-sdpa", work),
+        "groups: split-sdpa": Way(stock, "groups: split-sdpa", work),
+    }
+    return Problem(scale.device, exactly, lambda out: (out[:, rows[1]],), ways)
 
 
 def picked(output: Any, rows: list[Tensor]) -> tuple[Tensor, ...]:

@@ -138,10 +138,8 @@ def _self_constants(heads: int, head_dim: int, tiles: AttentionTiles) -> dict[st
 
 
 def _attention_tiles(op: str, dtype: torch.dtype, head_dim: int, sm: int) -> AttentionTiles:
-    tiles = attention_settings(sm, op, str(dtype).removeprefix("torch."), head_dim)
-    if tiles.descriptors or tiles.programs_per_sm:
-        raise ValueError(f"{op}: plugins take neither descriptors nor persistent programs")
-    return tiles
+    """Return tiles without descriptors and persistent programs, which plugins cannot have."""
+    return attention_settings(sm, op, str(dtype).removeprefix("torch."), head_dim, plain=True)
 
 
 def _attention(

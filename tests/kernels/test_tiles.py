@@ -3,7 +3,10 @@
 import json
 
 import pytest
+import torch
 
+from lumosx_rt.kernels import tiles
+from lumosx_rt.kernels.plugins import launches
 from lumosx_rt.kernels.quantize_kv import KEY_BLOCK
 from lumosx_rt.kernels.self_attention import NAMES
 from lumosx_rt.kernels.tiles import (
@@ -31,6 +34,24 @@ def test_every_architecture_has_every_entry(sm: int) -> None:
         assert KEY_BLOCK % attention_settings(sm, "relational_attention", "e4m3", 128).block_n == 0
     name, source = chosen_self_attention(sm)
     assert name in NAMES and source
+
+
+def test_plugins_find_plain_tiles_beside_those_that_a_sweep_chose(monkeypatch) -> None:
+    key, op = "relational_attention/half/128", "relational_attention"
+    table = json.loads(FILE.read_text())
+    own = table["sm_90"][key]
+    assert attention_settings(90, op, "bfloat16", 128, plain=True).plain
+    table["sm_90"][key] = own | {"block_m": 64, "descriptors": True, "programs_per_sm": 1}
+    table["sm_90"][f"{key}/plain"] = own
+    monkeypatch.setattr(tiles, "_table", lambda: table)
+    chosen = attention_settings(90, op, "bfloat16", 128)
+    assert chosen.block_m == 64 and not chosen.plain
+    for dtype in (torch.bfloat16, torch.float16):  # the compiler of plugins
+        found = launches._attention_tiles(op, dtype, 128, 90)
+        assert found.plain and found.block_m == own["block_m"]
+    del table["sm_90"][f"{key}/plain"]
+    with pytest.raises(KeyError):  # a sweep writes both or neither
+        attention_settings(90, op, "bfloat16", 128, plain=True)
 
 
 def test_every_entry_says_where_it_comes_from() -> None:

@@ -5,7 +5,8 @@
     tensorrt-rtx    TensorRT for RTX, a package of its own beside plain onnxruntime
 
 The two TensorRTs compile the graph when it is loaded, for one range of sizes, and keep what they
-compiled in the user cache, never in the engine. Both take the whole graph or refuse it.
+compiled in the user cache, never in the engine. Both take the whole graph or refuse it; cuda leaves
+arithmetic of sizes to the CPU, and is refused where anything else would run there.
 Arithmetic is the graph's own: half precision is never switched on here, and TF32 is off on CUDA
 (TensorRT itself multiplies fp32 in TF32 unless NVIDIA_TF32_OVERRIDE=0 is in the environment).
 """
@@ -17,6 +18,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,12 @@ NAMES = {
 }
 COMPILING = ("tensorrt", "tensorrt-rtx")
 MAX_SEEDS = 4
+# what arithmetic of sizes is made of, which onnxruntime keeps on the CPU where it is quickest
+_SIZES = frozenset(
+    "Shape Size Gather GatherND Concat Slice Squeeze Unsqueeze Reshape Cast Range Where Equal Not "
+    "Less Greater And Or Add Sub Mul Div Mod Max Min Neg Abs Floor Ceil Expand ConstantOfShape "
+    "Constant Identity ReduceProd ReduceMax ReduceSum Split Flatten Transpose".split()
+)
 _PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 _INSTALL = {
     "cuda": "pip install onnxruntime-gpu in place of onnxruntime, with CUDA and cuDNN",
@@ -159,6 +167,8 @@ def open_session(
     options = options_of(provider, serving)
     if provider in COMPILING:  # or what it cannot compile would run on the CPU, unsaid
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if provider == "cuda":
+        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
         if device is None:
             chosen = {"providers": [(name, options)]}
@@ -178,7 +188,27 @@ def open_session(
             f"onnxruntime did not load {name} (its libraries are missing or do not match); "
             f"{_mended(provider)}"
         )
+    if provider == "cuda":
+        _check_placement(graph, session)
     return session
+
+
+def _check_placement(graph: Path, session: Any) -> None:
+    """Raise LumosXError where a node that computes runs on the CPU: it would take its time there,
+    and copy what it works on back and forth."""
+    left = Counter(
+        node.op_type
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name == NAMES["cpu"]
+        for node in part.get_nodes()
+        if node.op_type not in _SIZES
+    )
+    if left:
+        what = ", ".join(f"{op} x{count}" for op, count in left.most_common(5))
+        raise Unsupported(
+            f"{graph.name}: {NAMES['cuda']} lacks {what}, which would run on the CPU; build the "
+            f"engine again with --opset 20, or for --backend torch; or take --provider cpu"
+        )
 
 
 def _mended(provider: str) -> str:

@@ -18,6 +18,7 @@ import torch
 import lumosx_rt as rt
 from lumosx_rt.artifact.manifest import GRAPH, FileRecord, read_manifest, record_files
 from lumosx_rt.backends.common.devices import PROVIDERS
+from lumosx_rt.backends.onnxruntime import providers
 from lumosx_rt.backends.onnxruntime.providers import NAMES, serving_of
 from lumosx_rt.backends.table import load_backend
 from lumosx_rt.reference.backbones.loading import load_transformer
@@ -74,6 +75,7 @@ class World:
         self.values: list[Value] = []
         self.fails = self.unregistrable = ""
         self.falls_back = False
+        self.left_to_the_cpu = ["Shape", "Gather", "Concat"]
         self.OrtValue = SimpleNamespace(ortvalue_from_numpy=self.value)
 
     def get_available_providers(self):
@@ -110,6 +112,10 @@ class World:
         asked = [name for name, _ in self.chosen]
         return SimpleNamespace(
             get_providers=lambda: [CPU] if self.falls_back else [*asked, CPU],
+            get_provider_graph_assignment_info=lambda: [
+                placed(asked[0], ["MatMul", "Attention"]),
+                *(placed(CPU, [op]) for op in self.left_to_the_cpu),
+            ],
             io_binding=lambda: Binding(),
             run_with_iobinding=self.run,
         )
@@ -122,6 +128,12 @@ class World:
     def run(self, binding):
         feed = {name: binding.inputs[name].array for name in INPUTS}
         binding.outputs[OUTPUT].array[...] = self.real.run([OUTPUT], feed)[0]
+
+
+def placed(provider: str, operators: list[str]) -> SimpleNamespace:
+    """A part of a graph, as onnxruntime tells where it runs."""
+    nodes = [SimpleNamespace(op_type=operator) for operator in operators]
+    return SimpleNamespace(ep_name=provider, get_nodes=lambda: nodes)
 
 
 class Binding:
@@ -179,6 +191,25 @@ def test_what_a_provider_is_asked_for(world, micro, own_cache, provider, plugin)
         assert options.get(graph, "0") == "0"
     if provider == "cuda":
         assert options == {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
+
+
+@pytest.mark.parametrize("left", [["Attention", "Shape", "Attention"], ["MatMul"]])
+def test_a_node_that_computes_never_runs_on_the_cpu_unsaid(world, micro, left):
+    here = world("cuda")
+    here.left_to_the_cpu = left
+    said = refusal(rt.load, micro.folder, provider="cuda")
+    assert f"{left[0]} x{left.count(left[0])}" in said and "Shape" not in said
+    assert here.config["session.record_ep_graph_assignment_info"] == "1"
+    assert "--opset 20" in said and "--provider cpu" in said
+
+
+def test_onnxruntime_tells_where_nodes_run(micro):
+    """The real one: its CPU has every node, sizes and all."""
+    settings = onnxruntime.SessionOptions()
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = onnxruntime.InferenceSession(micro.folder / GRAPH, settings, providers=[CPU])
+    with pytest.raises(LumosXError, match="MatMul x"):
+        providers._check_placement(Path("model.onnx"), session)
 
 
 def test_the_package_is_registered_once(world, micro):
