@@ -1,0 +1,355 @@
+"""What is rehearsed on the null GPU, each stage in a process of its own; prints one line of JSON.
+
+    out/nullgpu/2.13.0/python -m tests.gpu.nullgpu.stages operators
+    out/nullgpu/2.13.0/python -m tests.gpu.nullgpu.stages package bf16 2 FOLDER
+    out/nullgpu/2.13.0/python -m tests.gpu.nullgpu.stages serve PACKAGE
+
+Values are no one's here: every tensor is zeros, or what lay in memory. What is checked is that
+everything is compiled, loaded, launched, captured and copied as on a GPU, and nothing illegally.
+"""
+
+import ctypes
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+GIB = 2**30
+LAYOUTS = (  # key, streams, seeds
+    ("5x8x18+2+3.3", 2, 2),
+    ("21x30x52+0+-", 2, 1),
+    ("21x30x52+0+4", 2, 1),
+    ("21x30x52+4+4.4.4", 2, 1),
+    ("21x30x52+4+4.4.4", 2, 4),
+)
+Facts = dict[str, Any]
+
+
+def counted(name: str) -> int:
+    """A count of the null GPU: launches, driver_launches, refused, most."""
+    function = getattr(ctypes.CDLL(None), f"nullgpu_{name}")
+    function.restype = ctypes.c_long
+    return int(function())
+
+
+# -- operators ------------------------------------------------------------------------------------
+
+
+def operators() -> Facts:
+    """Compile every operator alone, for all sizes, with bool groups and axes that may be empty."""
+    from torch.export import Dim
+
+    from tests.kernels.cases import Case
+    from tests.kernels.traced import LIMITS, PRODUCTS, SHAPES, Joined, calls
+
+    case, launched = Case("frames of one tile"), {}
+    dims = {axis: Dim(axis, min=low, max=high) for axis, (_, low, high) in LIMITS.items()}
+    fixed = {"H": case.heads, "D": case.head_dim, "L": case.k.shape[1]}
+    fixed |= {"c": case.heads * case.head_dim, "p": case.head_dim // 2}
+    for name, (function, tensors) in calls(case, torch.bfloat16).items():
+        if name not in SHAPES:
+            continue
+        axes = [
+            [one for part in shape.split() for one in PRODUCTS.get(part, part).split()]
+            for shape in SHAPES[name]
+        ]
+
+        def zeros(axes: list[str], dtype: torch.dtype, sizes: dict[str, int]) -> torch.Tensor:
+            shape = [sizes[axis] if axis in sizes else int(axis) for axis in axes]
+            return torch.zeros(shape, dtype=dtype, device="cuda")
+
+        pairs = [(own, tensor.dtype) for own, tensor in zip(axes, tensors, strict=True)]
+        hints = {axis: hint for axis, (hint, _, _) in LIMITS.items()} | fixed
+        program = torch.export.export(
+            Joined(function, SHAPES[name]),
+            tuple(zeros(*pair, hints) for pair in pairs),
+            dynamic_shapes=(
+                tuple({i: dims[a] for i, a in enumerate(own) if a in dims} for own in axes),
+            ),
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+        path = torch._inductor.aoti_compile_and_package(
+            program, inductor_configs={"scalar_asserts": False}
+        )
+        run = torch._inductor.aoti_load_package(path)
+        before = counted("driver_launches")
+        for sizes in (hints, hints | {"R": 0, "s": 1, "e": 1}):  # the last has no references
+            run(*(zeros(*pair, sizes) for pair in pairs))
+        launched[name] = counted("driver_launches") - before
+    return {"launches": launched}
+
+
+# -- packages -------------------------------------------------------------------------------------
+
+
+def package(precision: str, layers: str, folder: str) -> Facts:
+    """Compile a model of full width and so many blocks: bf16, fp8 (linears), fp8-attention."""
+    from benchmarks.gpu.forward import in_e4m3, random_model
+    from benchmarks.gpu.scale import full
+    from lumosx_rt.export.aoti import compile_package
+    from lumosx_rt.kernels.fused import fused_ops, named
+
+    scale = full()
+    scale = replace(scale, config=replace(scale.config, num_layers=int(layers)))
+    model = random_model(scale, torch.bfloat16)
+    ops = {
+        "bf16": lambda: fused_ops((9, 0)),
+        "fp8": lambda: fused_ops((9, 0), e4m3_rows=True),
+        "fp8-attention": lambda: fused_ops((9, 0), e4m3_rows=True, e4m3_attention=True),
+    }[precision]()
+    if precision != "bf16":
+        model = in_e4m3(model)
+    path = Path(folder, f"{precision}-{layers}.pt2")
+    facts = compile_package(model, path, ops=ops)
+    attention = "triton, e4m3" if precision == "fp8-attention" else named("auto", (9, 0))
+    megabytes = round(path.stat().st_size / 1e6)
+    return facts | {"megabytes": megabytes, "self_attention": attention, "path": str(path)}
+
+
+def serve(path: str) -> Facts:
+    """Load a package that another process compiled; bind, capture and replay every layout."""
+    from lumosx_rt.backends.torch.run import TorchBackend
+    from lumosx_rt.reference.backbones.config import PRESETS
+    from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+    from lumosx_rt.reference.sampling.inputs import random_inputs
+
+    backend, found = TorchBackend(Path(path), "cuda"), []
+    for key, streams, seeds in LAYOUTS:
+        layout = SceneLayout.from_key(key)
+        latents, _, inputs = random_inputs(PRESETS["1.3b"], [layout] * streams, seeds)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = counted("driver_launches")
+        run = backend.bind(inputs)
+        velocity = run(latents, 500)
+        captured = counted("driver_launches") - before
+        assert run(latents, 400).shape == velocity.shape == latents.shape
+        replayed = counted("driver_launches") - before - captured
+        found.append(
+            {
+                "layout": key,
+                "streams": streams,
+                "seeds": seeds,
+                "launches": captured // 3,  # two calls to warm up, one that is captured
+                "launches_replayed": replayed,
+                "allocated_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
+                "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2),
+            }
+        )
+        del run
+    return {"layouts": found}
+
+
+def threads(path: str) -> Facts:
+    """Capture while another thread allocates and synchronizes; then as a control in mode global."""
+    from lumosx_rt.backends.torch import run as backend_module
+    from lumosx_rt.reference.backbones.config import PRESETS
+    from lumosx_rt.reference.errors import LumosXError
+    from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+    from lumosx_rt.reference.sampling.inputs import random_inputs
+
+    backend = backend_module.TorchBackend(Path(path), "cuda")
+    layout = SceneLayout.from_key("5x8x18+2+3.3")
+    latents, _, inputs = random_inputs(PRESETS["1.3b"], [layout] * 2, 1)
+    stop, busy = threading.Event(), threading.Event()
+
+    def disturb() -> None:
+        while not stop.is_set():
+            torch.empty(2**28, dtype=torch.uint8, device="cuda")
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            busy.set()
+
+    def captures() -> int:
+        """How many of ten requests are captured beside the other thread."""
+        done = 0
+        for _ in range(10):
+            try:
+                backend.bind(inputs)(latents, 500)
+                done += 1
+            except (LumosXError, RuntimeError):
+                torch.cuda.synchronize()
+        return done
+
+    class Quiet(threading.Thread):
+        """What a broken capture raises in the other thread is expected of the control."""
+
+        def run(self) -> None:
+            while not stop.is_set():
+                try:
+                    disturb()
+                except RuntimeError:
+                    continue
+
+    other = Quiet()
+    other.start()
+    busy.wait(60)
+    try:
+        beside = captures()
+        graph = torch.cuda.graph
+        with patch.object(torch.cuda, "graph", lambda g, **_: graph(g)):  # torch's own mode
+            control = captures()
+    finally:
+        stop.set()
+        other.join()
+    return {"captured": beside, "captured_in_mode_global": control}
+
+
+# -- a request, a service, training ---------------------------------------------------------------
+
+
+def engine(folder: str) -> Facts:
+    """Build a small engine for the GPU, load it, and make videos: all of it on the device."""
+    import lumosx_rt as rt
+    from lumosx_rt.reference.scenes.builtin import builtin_scenes
+
+    checkpoint, where = small_checkpoint(Path(folder)), {}
+    with ExitStack() as stack:
+        unjudged(stack)
+        built = rt.build(checkpoint, Path(folder, "engine"), backend="torch", device="cuda")
+        loaded = rt.load(built, components=checkpoint)
+        used = torch.cuda.memory_allocated
+        for scene in builtin_scenes():
+            before = counted("launches") + counted("driver_launches")
+            request = loaded.prepare(scene, size=rt.VideoSize(9, 64, 144), steps=2, seeds=[1, 2])
+            prepared = counted("launches") + counted("driver_launches")
+            *_, state = loaded.sample(request)
+            sampled = counted("launches") + counted("driver_launches")
+            videos = loaded.decode(request, state.latents)
+            decoded = counted("launches") + counted("driver_launches")
+            assert [video.frames.shape for video in videos] == [(9, 64, 144, 3)] * 2
+            where[request.name] = [prepared - before, sampled - prepared, decoded - sampled]
+        devices = {part: device_of(getattr(loaded, part)) for part in ("vae", "text_encoder")}
+        with loaded.serve(together=2) as service:
+            scenes = builtin_scenes() * 2
+            futures = [
+                service.submit(scene, size=rt.VideoSize(9, 64, 144), steps=2, seeds=[i])
+                for i, scene in enumerate(scenes)
+            ]
+            served = sum(len(future.result(timeout=300)) for future in futures)
+    return {
+        "launches": where,  # to prepare, sample and decode
+        "devices": devices,
+        "served": served,
+        "self_attention": (Path(built, "report.json").read_text().find("hybrid") > 0),
+        "allocated_gib": round(used() / GIB, 3),
+    }
+
+
+def device_of(encoder: Any) -> str:
+    """The device of whatever module is inside an encoder."""
+    seen, todo = set(), [encoder]
+    while todo:
+        found = todo.pop()
+        if isinstance(found, torch.nn.Module):
+            return str({p.device.type for p in found.parameters()})
+        if id(found) not in seen and hasattr(found, "__dict__"):
+            seen.add(id(found))
+            todo += vars(found).values()
+    return "none"
+
+
+def small_checkpoint(folder: Path) -> Path:
+    """A checkpoint of two blocks with heads of 32, and small encoders."""
+    from lumosx_rt.artifact.defaults import SMALL
+    from lumosx_rt.artifact.source import random_transformer
+    from lumosx_rt.reference.backbones.config import PRESETS
+    from lumosx_rt.reference.backbones.saving import save_bundle
+    from lumosx_rt.reference.encoders.random import random_components
+
+    config = replace(PRESETS["tiny"], num_layers=2)
+    text_encoder, tokenizer, vae = random_components(0)
+    save_bundle(
+        folder / "checkpoint",
+        transformer=random_transformer(config, 0),
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        defaults=SMALL,
+    )
+    return folder / "checkpoint"
+
+
+def unjudged(stack: ExitStack) -> None:
+    """Switch off what judges values, for there are none: parity of builds, flat and lost videos."""
+    from lumosx_rt.builder import build
+    from lumosx_rt.runtime import engine, video
+
+    stack.enter_context(patch.object(build, "forward_parity", lambda *given: []))
+    stack.enter_context(patch.object(engine, "check_binding", lambda *given: None))
+    for name in ("latents_are_flat", "is_flat"):
+        stack.enter_context(patch.object(video, name, lambda values: False))
+
+
+def training(folder: str) -> Facts:
+    """Train three steps of a model of full width and two blocks, killed and resumed."""
+    from benchmarks.gpu.scale import full
+    from benchmarks.robustness import toy
+    from lumosx_rt.reference.training.latents import build_cache
+    from lumosx_rt.reference.training.loop import train
+    from lumosx_rt.reference.training.recipe import Recipe, Stage
+
+    source = toy.Toy(6, name="one")
+    cache = build_cache(Path(folder, "cache"), source, toy.SIZE, *toy.encoders())
+    config = replace(
+        full().config, num_layers=2, text_dim=toy.CONFIG.text_dim, text_len=toy.CONFIG.text_len
+    )
+    stage = Stage(name="first", steps=3, data=source, streams=2, seeds=2)
+    recipe = Recipe(
+        stages=(stage,), model=config, size=toy.SIZE, warm_up=2, log_every=1, save_every=1,
+        bf16=True, checkpointing=True,
+    )  # fmt: skip
+
+    class Killed(Exception):
+        pass
+
+    def kill(told: Any) -> None:
+        if told.step == 1:
+            raise Killed
+
+    options: dict[str, Any] = {"caches": {"one": cache}, "device": "cuda"}
+    before = counted("launches")
+    try:
+        train(recipe, Path(folder, "run"), progress=kill, **options)
+    except Killed:
+        pass
+    steps: list[int] = []
+    averaged = train(
+        recipe, Path(folder, "run"), progress=lambda told: steps.append(told.step), **options
+    )
+    return {
+        "launches": counted("launches") - before,
+        "resumed_at": steps[0],
+        "steps": steps[-1] + 1,
+        "averaged_on": str({p.device.type for p in averaged.parameters()}),
+        "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
+    }
+
+
+STAGES: dict[str, Callable[..., Facts]] = {
+    f.__name__: f for f in (operators, package, serve, threads, engine, training)
+}
+
+
+def main(name: str, *given: str) -> None:
+    started = time.monotonic()
+    # cuDNN asks the GPU itself; packages that call it by name find a stand-in
+    torch.backends.cudnn.enabled = False
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    if name != "training":
+        torch.set_grad_enabled(False)
+    facts = STAGES[name](*given)
+    facts |= {"refused": counted("refused"), "seconds": round(time.monotonic() - started, 1)}
+    print(json.dumps({"stage": name, "torch": torch.__version__} | facts))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
