@@ -47,6 +47,7 @@ ORDER = (
     # floor 4: what a user touches
     "artifact",  # an engine on disk
     "drawing",
+    "cuda",  # the driver: facts, memory, streams, graphs
     "backends.common",
     "backends.onnxruntime",
     "backends.torch",

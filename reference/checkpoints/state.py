@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from torch import Tensor, nn
 
 from lumosx_rt.reference.checkpoints.torch_zip import DTYPES, read_torch_file
@@ -93,13 +94,18 @@ def open_state(path: Path) -> State:
     )
 
 
-def assign(model: nn.Module, state: State, tied: Mapping[str, str] | None = None) -> None:
+def assign(
+    model: nn.Module,
+    state: State,
+    tied: Mapping[str, str] | None = None,
+    device: torch.device | str = "cpu",
+) -> None:
     """Fill a model that was built on the meta device, in the model's own dtypes.
 
     tied: parameters that are another one under a second name, which need not be in the state.
     A tensor of the right dtype is taken as it is (memory-mapped where the file is), others are
-    cast one at a time. Raises one LumosXError naming the missing, unexpected, wrongly shaped or
-    wrongly stored keys; where these are many, some of each kind.
+    cast, and carried to another device, one at a time. Raises one LumosXError naming the missing,
+    unexpected, wrongly shaped or wrongly stored keys; where these are many, some of each kind.
     """
     tied = tied or {}
     wanted = {key: place for key, place in model.state_dict().items() if key not in tied}
@@ -112,7 +118,7 @@ def assign(model: nn.Module, state: State, tied: Mapping[str, str] | None = None
         if tensor.dtype not in DTYPES:
             problems.append(f"{key} is stored as {tensor.dtype}, which needs scales to be read")
         elif not problems:
-            filled[key] = tensor.to(place.dtype)
+            filled[key] = tensor.to(device, place.dtype)
     if problems:
         raise BadInput(listing(state.source, problems))
     filled |= {key: filled[other] for key, other in tied.items()}

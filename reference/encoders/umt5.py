@@ -112,7 +112,7 @@ class TextEncoder(OfItsProcess):
 
     @torch.no_grad()
     def embed(self, prompt: Prompt) -> Tensor:
-        """Embeddings of a prompt, float32 [text_len, text_dim]; rows past it are zero
+        """Embeddings of a prompt, float32 [text_len, text_dim], on the CPU; rows past it are zero
         (docs/spec.md#text)."""
         check_process(self._pid, "the text encoder")
         device = self.model.shared.weight.device
@@ -121,7 +121,7 @@ class TextEncoder(OfItsProcess):
             input_ids=torch.from_numpy(prompt.ids).to(device)[None],
             attention_mask=attended.long()[None],
         ).last_hidden_state[0]
-        return torch.where(attended[:, None], hidden.float(), 0.0)
+        return torch.where(attended[:, None], hidden.float(), 0.0).cpu()
 
     def word_mask(self, prompt_ids: NDArray[np.int64], word: str) -> NDArray[np.bool_]:
         """Return which prompt tokens spell a cleaned word, at every place: bool [text_len]
@@ -130,13 +130,17 @@ class TextEncoder(OfItsProcess):
 
 
 def load_text_encoder(
-    source: Bundle | str | Path, text_len: int = 512, dtype: torch.dtype | None = None
+    source: Bundle | str | Path,
+    text_len: int = 512,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
 ) -> TextEncoder:
     """Return the text encoder and the tokenizer of a bundle, in any layout
     (docs/spec.md#checkpoints).
 
-    dtype: as stored by default. Raises LumosXError if either is missing, damaged or foreign.
+    dtype: as stored by default. device: where its weights are read to. Raises LumosXError if either
+    is missing, damaged or foreign.
     """
     bundle = source if isinstance(source, Bundle) else find_bundle(source)
     tokenizer = load_tokenizer(bundle.require("tokenizer").path)
-    return TextEncoder(load_t5(bundle.require("text_encoder"), dtype), tokenizer, text_len)
+    return TextEncoder(load_t5(bundle.require("text_encoder"), dtype, device), tokenizer, text_len)

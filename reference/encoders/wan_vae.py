@@ -31,7 +31,11 @@ Tile = tuple[int, int]
 
 
 class VideoAutoencoder(OfItsProcess):
-    """Pixels in [-1, 1] to normalised latents and back (docs/spec.md#vae)."""
+    """Pixels in [-1, 1] to normalised latents and back (docs/spec.md#vae).
+
+    It works where its weights are: what it is given is moved there, in pieces, and what it returns
+    is where the input was.
+    """
 
     def __init__(self, model: "AutoencoderKLWan") -> None:
         self.model, self._pid = cast(Any, model), os.getpid()
@@ -44,6 +48,12 @@ class VideoAutoencoder(OfItsProcess):
                 f"{len(config.latents_std)} standard deviations; give latents_mean and latents_std"
             )
         self.time_factor, self.space_factor = decode.scale(self.model.decoder)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        found: torch.device = next(self.model.parameters()).device
+        return found
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
@@ -62,12 +72,12 @@ class VideoAutoencoder(OfItsProcess):
             )
         if (frames - 1) % CLIP_FRAMES:
             raise BadInput(f"VAE: a clip has 1 + {CLIP_FRAMES}k frames, got {frames}")
-        mean, std = self._statistics(pixels.device)
+        mean, std = self._statistics(self.device)
         means = [
-            self.model.encode(clip[None].to(self.model.dtype)).latent_dist.mode().float()
+            self.model.encode(clip[None].to(self.device, self.model.dtype)).latent_dist.mode()
             for clip in pixels
         ]
-        return (torch.cat(means) - mean) / std
+        return ((torch.cat(means).float() - mean) / std).to(pixels.device)
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Images to latents, each as a clip of one frame (docs/spec.md#vae).
@@ -89,7 +99,7 @@ class VideoAutoencoder(OfItsProcess):
         """
         pixels = latents.new_empty(self._pixels_of(latents), dtype=torch.float32)
         for piece in decode.pieces(self.model, self._denormalised(latents), tile):
-            pixels[:, :, *piece[:3]] = piece.pixels.float().clamp(-1, 1)
+            pixels[:, :, *piece[:3]] = piece.pixels.float().clamp(-1, 1).to(pixels.device)
         return pixels
 
     @torch.no_grad()
@@ -97,7 +107,7 @@ class VideoAutoencoder(OfItsProcess):
         """Do as `decode` in pieces of time: yields [clips, 3, 1 or 4, height, width] as they are
         made."""
         for pixels in decode.chunks(self.model, self._denormalised(latents), tile):
-            yield pixels.float().clamp(-1, 1)
+            yield pixels.float().clamp(-1, 1).to(latents.device)
 
     @torch.no_grad()
     def decode_frames_uint8(self, latents: Tensor, tile: Tile | None = None) -> NDArray[np.uint8]:
@@ -114,7 +124,7 @@ class VideoAutoencoder(OfItsProcess):
             if not torch.isfinite(piece.pixels).all():
                 raise NotFinite("VAE: decoded pixels are not finite; the latents are no video")
             values = (piece.pixels[0].float().clamp(-1, 1) + 1) / 2 * 255
-            out[piece[:3]] = values.permute(1, 2, 3, 0).to("cpu", torch.uint8).numpy()
+            out[piece[:3]] = values.permute(1, 2, 3, 0).to(torch.uint8).cpu().numpy()
         return out
 
     def _pixels_of(self, latents: Tensor) -> tuple[int, int, int, int, int]:
@@ -132,8 +142,8 @@ class VideoAutoencoder(OfItsProcess):
 
     def _denormalised(self, latents: Tensor) -> Tensor:
         self._pixels_of(latents)
-        mean, std = self._statistics(latents.device)
-        return (latents.float() * std + mean).to(self.model.dtype)
+        mean, std = self._statistics(self.device)
+        return (latents.to(self.device, torch.float32) * std + mean).to(self.model.dtype)
 
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         config = self.model.config
@@ -148,14 +158,15 @@ def load_vae(
     source: Bundle | str | Path,
     dtype: torch.dtype | None = torch.float32,
     released_precision: bool = False,
+    device: torch.device | str = "cpu",
 ) -> VideoAutoencoder:
     """Return the VAE of a bundle, in any layout (docs/spec.md#checkpoints).
 
     released_precision: weights rounded to bfloat16, arithmetic in float32 (docs/spec.md#precision).
-    Raises LumosXError if it is missing, damaged or foreign.
+    device: where its weights are read to. Raises LumosXError if it is missing, damaged or foreign.
     """
     bundle = source if isinstance(source, Bundle) else find_bundle(source)
-    model: Any = load_autoencoder(bundle.require("vae"), dtype)
+    model: Any = load_autoencoder(bundle.require("vae"), dtype, device)
     if released_precision:
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16).to(torch.float32)

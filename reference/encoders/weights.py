@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
     from transformers import UMT5EncoderModel
 
+Device = torch.device | str
 _SHARED_TABLE = "pos_embedding.embedding.weight"  # of Wan2.1 encoders built with shared_pos
 _TABLE = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
 _TIED = {"encoder.embed_tokens.weight": "shared.weight"}
@@ -31,7 +32,10 @@ _TOKENIZER_LIMIT_BYTES = 1 << 28
 
 
 def t5_from_wan(
-    state: Mapping[str, Tensor], heads: int | None = None, dtype: torch.dtype | None = None
+    state: Mapping[str, Tensor],
+    heads: int | None = None,
+    dtype: torch.dtype | None = None,
+    device: Device = "cpu",
 ) -> "UMT5EncoderModel":
     """A text encoder from weights in Wan2.1 names, sizes from their shapes (docs/spec.md#text,
     #checkpoints).
@@ -45,18 +49,21 @@ def t5_from_wan(
         layers = t5_layers(given)
         given = given.aliased({_TABLE.format(i): _SHARED_TABLE for i in range(layers)})
         given = given.renamed(lambda name: None if name == _SHARED_TABLE else name)
-    return _t5(given, {}, heads, dtype)
+    return _t5(given, {}, heads, dtype, device)
 
 
-def load_t5(part: Component, dtype: torch.dtype | None = None) -> "UMT5EncoderModel":
+def load_t5(
+    part: Component, dtype: torch.dtype | None = None, device: Device = "cpu"
+) -> "UMT5EncoderModel":
     """Return the UMT5 encoder of a bundle, in Wan2.1's or transformers' names."""
     state = must_be(unwrapped(open_state(part.path), "text encoder"), "text encoder")
     if "token_embedding.weight" in state.shapes:
-        return t5_from_wan(state, dtype=dtype)
+        return t5_from_wan(state, dtype=dtype, device=device)
     if "shared.weight" not in state.shapes:  # tied, and saved under its other name only
         state = state.renamed(lambda name: _TIED.get(name, name))
     state = state.renamed(lambda name: None if name in _TIED else name)
-    return _t5(state, read_json(part.config) if part.config else {}, None, dtype)
+    about = read_json(part.config) if part.config else {}
+    return _t5(state, about, None, dtype, device)
 
 
 def vae_from_wan(
@@ -64,6 +71,7 @@ def vae_from_wan(
     latents_mean: Sequence[float] | None = None,
     latents_std: Sequence[float] | None = None,
     dtype: torch.dtype | None = None,
+    device: Device = "cpu",
 ) -> "AutoencoderKLWan":
     """A VAE from weights in Wan2.1 names, sizes from their shapes (docs/spec.md#vae, #checkpoints).
 
@@ -82,7 +90,8 @@ def vae_from_wan(
     with torch.device("meta"):
         model = build(**sizes)
     nn.Module.to(model, dtype or given["conv1.weight"].dtype)
-    assign(model, given.renamed(lambda name: keymaps.vae_from_wan(name, blocks)))
+    named = given.renamed(lambda name: keymaps.vae_from_wan(name, blocks))
+    assign(model, named, device=device)
     found: AutoencoderKLWan = model.eval().requires_grad_(False)
     return found
 
@@ -100,11 +109,13 @@ def _in_wan_names(state: State) -> bool:
     return "encoder.conv1.weight" in state.shapes
 
 
-def load_autoencoder(part: Component, dtype: torch.dtype | None = None) -> "AutoencoderKLWan":
+def load_autoencoder(
+    part: Component, dtype: torch.dtype | None = None, device: Device = "cpu"
+) -> "AutoencoderKLWan":
     """Return the VAE of a bundle, in Wan2.1's or diffusers' names."""
     stored = must_be(unwrapped(open_state(part.path), "VAE"), "VAE")
     if _in_wan_names(stored):
-        return vae_from_wan(stored, dtype=dtype)
+        return vae_from_wan(stored, dtype=dtype, device=device)
     about = read_json(part.config) if part.config else {}
     if about.get("is_residual") or about.get("patch_size") is not None:
         raise BadInput(f"{part.path}: this is a Wan2.2 VAE; LumosX uses the one of Wan2.1")
@@ -115,7 +126,7 @@ def load_autoencoder(part: Component, dtype: torch.dtype | None = None) -> "Auto
         if values is not None and not numbers:
             raise BadInput(f"{part.config}: {name} must be a list of numbers")
         statistics[name] = values
-    return vae_from_wan(autoencoder_state(part), **statistics, dtype=dtype)
+    return vae_from_wan(autoencoder_state(part), **statistics, dtype=dtype, device=device)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -146,7 +157,11 @@ def t5_layers(state: State) -> int:
 
 
 def _t5(
-    state: State, about: Mapping[str, Any], heads: int | None, dtype: torch.dtype | None
+    state: State,
+    about: Mapping[str, Any],
+    heads: int | None,
+    dtype: torch.dtype | None,
+    device: Device,
 ) -> "UMT5EncoderModel":
     """An encoder from a state in transformers' names; about: its config.json."""
     from transformers import UMT5Config, UMT5EncoderModel
@@ -159,7 +174,7 @@ def _t5(
     with torch.device("meta"):
         model: Any = UMT5EncoderModel(UMT5Config(**sizes))
     nn.Module.to(model, dtype or state["shared.weight"].dtype)
-    assign(model, state, _TIED)
+    assign(model, state, _TIED, device)
     model.tie_weights()
     found: UMT5EncoderModel = model.eval().requires_grad_(False)
     return found

@@ -1,12 +1,13 @@
 """A plan of either TensorRT on the GPU it was built for.
 
 Every request has an execution context of its own, with memory for its shapes and all its inputs in
-place; a step copies the latents in and runs. The module is a parameter: `tensorrt`, or with more
-settings `tensorrt_rtx`.
+place; a step copies the latents in and runs. The first step runs as it is, the others are one
+captured graph. The module is a parameter: `tensorrt`, or with more settings `tensorrt_rtx`.
 """
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ import torch
 from torch import Tensor
 
 from lumosx_rt.backends.common.odd_sizes import takes_odd_sizes
-from lumosx_rt.reference.errors import Unsupported
+from lumosx_rt.cuda.stream import Graph, Stream
+from lumosx_rt.reference.errors import LumosXError, Unsupported
 from lumosx_rt.reference.sampling.inputs import INPUTS, OUTPUT, Denoiser, Inputs, check_shapes
+
+log = logging.getLogger("lumosx_rt")
 
 
 class TensorRtBackend:
@@ -25,6 +29,8 @@ class TensorRtBackend:
     """
 
     backend, title, version_name = "tensorrt", "TensorRT", "tensorrt"
+    captured_by_us = True
+    """Whether TensorRT leaves capturing a step to its caller."""
 
     def __init__(
         self, trt: Any, plan: Path, limits: Mapping[str, Sequence[int]], device: str = "cuda"
@@ -68,21 +74,31 @@ class TensorRtBackend:
         size = context.update_device_memory_size_for_shapes()
         buffers["workspace"] = _Buffer((size,), torch.uint8, self.device)
         context.set_device_memory(buffers["workspace"].address, size)
-        torch.cuda.synchronize()  # the inputs are in place before another stream reads them
-        stream, fresh = torch.cuda.Stream(), True
+        stream, graph, steps = Stream(), None, 0
+        # the inputs are in place before another stream reads them
+        stream.wait_for(torch.cuda.current_stream().cuda_stream)
 
         @torch.inference_mode()
         def denoise(latents: Tensor, time: int) -> Tensor:
-            nonlocal fresh
-            with torch.cuda.stream(stream):
+            nonlocal graph, steps
+
+            def enqueue() -> None:
+                done = context.execute_async_v3(stream.handle)
+                self._demand(done, f"the step at time {time}")
+
+            with torch.cuda.stream(torch.cuda.ExternalStream(stream.handle)):
                 buffers["latents"].view.copy_(latents)
                 buffers["time"].view.fill_(time)
-                done = context.execute_async_v3(stream.cuda_stream)
-                self._demand(done, f"the step at time {time}")
+                if steps == 1 and self.captured_by_us:
+                    graph = self._captured(stream, enqueue)
+                if graph is None:
+                    enqueue()
+                else:
+                    stream.launch(graph)
                 velocity = buffers[OUTPUT].view.cpu()  # waits for the stream
-            if fresh:
+            steps += 1
+            if steps == 1:
                 self._ran()
-                fresh = False
             return velocity
 
         return denoise
@@ -94,6 +110,15 @@ class TensorRtBackend:
             "device": where,
             self.version_name: self._trt.__version__,
         }
+
+    def _captured(self, stream: Stream, enqueue: Callable[[], None]) -> Graph | None:
+        """A step as a graph; None, and never again, for a plan that cannot be captured."""
+        try:
+            return stream.captured(enqueue)
+        except LumosXError as error:
+            log.info("%s: steps run without a graph: %s", self.title, error)
+            self.captured_by_us = False
+            return None
 
     def _ran(self) -> None:
         """A request has made its first step."""

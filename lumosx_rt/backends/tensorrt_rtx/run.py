@@ -1,7 +1,7 @@
 """A TensorRT-RTX plan: what it has beside TensorRT's.
 
 Kernels are made for a request's shapes when it is bound, and kept in the user cache for the next
-process; a step is one captured graph.
+process; it captures a step itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,7 @@ class TensorRtRtxBackend(TensorRtBackend):
     """
 
     backend, title, version_name = "tensorrt-rtx", "TensorRT-RTX", "tensorrt_rtx"
+    captured_by_us = False
 
     def __init__(
         self,

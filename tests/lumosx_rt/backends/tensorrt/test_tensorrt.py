@@ -6,10 +6,8 @@ test_stubs.py.
 
 import json
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,21 +25,19 @@ from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.errors import LumosXError
 from lumosx_rt.reference.sampling.eager import EagerBackend
 from tests.lumosx_rt.backends.tensorrt.fake_tensorrt import Classic, opaque_graph
-from tests.lumosx_rt.backends.tensorrt_rtx.test_run import STREAM, request_of
+from tests.lumosx_rt.backends.tensorrt_rtx.test_run import FakeStream, no_gpu, request_of
 
 NAMES = {"QkNormRope", "RelationalAttention", "VideoAttention", "RelationalBias",
          "RelationalCrossAttention"}  # fmt: skip
 BUILD = {"backend": "tensorrt"}
+TOLD: list[str] = []  # what was asked of streams
 
 
 @pytest.fixture
 def gpu(monkeypatch):
     """As if there were a GPU, whose memory is the CPU's; `gpu(8, 6)` says of which capability."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Stand-in")
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(cuda_stream=STREAM))
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    no_gpu(monkeypatch, TOLD)
     monkeypatch.setattr(room, "TensorRtBackend", partial(TensorRtBackend, device="cpu"))
 
     def capability(*numbers: int) -> None:
@@ -157,6 +153,24 @@ def test_a_plan_runs_like_the_reference(world, engine, gpu):
     assert torch.equal(backend.bind(given)(latents, time), expected)
     assert world.calls.index("deserialize") < world.calls.index("context")
     assert "got shape" in refusal(backend.bind, request_of(world.model, "6x3x9+1+2")[2])
+
+
+@pytest.mark.parametrize("capturable", [True, False])
+def test_steps_after_the_first_are_one_graph_where_they_can_be(
+    world, engine, gpu, monkeypatch, capturable
+):
+    monkeypatch.setattr(FakeStream, "capturable", capturable)
+    backend = rt.load(engine).backend
+    latents, _, given = request_of(world.model, "2x3x9+1+2")
+    exact = EagerBackend(world.model).bind(given)
+    for _ in range(2):
+        TOLD.clear()
+        denoise = backend.bind(given)
+        for time in (900, 500, 100):
+            assert torch.equal(denoise(latents, time), exact(latents, time))
+        graph = ["wait", "capture", "launch", "launch"]
+        assert TOLD == graph if capturable else TOLD in (["wait", "capture"], ["wait"])
+    assert backend.captured_by_us is capturable
 
 
 def test_plugins_are_declared_before_a_plan_is_read(engine, world, monkeypatch):

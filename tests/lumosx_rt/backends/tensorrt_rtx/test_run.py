@@ -5,18 +5,18 @@ and computes with the reference out of the very memory whose addresses it was gi
 """
 
 import ctypes
-from collections.abc import Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from lumosx_rt.backends.tensorrt import run as running
 from lumosx_rt.backends.tensorrt_rtx.run import TensorRtRtxBackend
 from lumosx_rt.export.limits import Limits
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.errors import LumosXError
+from lumosx_rt.reference.errors import LumosXError, Unsupported
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.mechanisms.lumosx.structure import Structure
 from lumosx_rt.reference.sampling.eager import EagerBackend
@@ -25,7 +25,7 @@ from tests.helpers.inputs import bound, model_inputs
 
 LIMITS = Limits.around((5, 8, 18), max_references=6, max_seeds=4).table()
 INTEGERS = {"time", "bias_tiles", "group_index", "group_inverse"}
-STREAM, WORKSPACE = 77, 1000
+STREAM, CURRENT, WORKSPACE = 77, 7, 1000
 
 
 def at(address: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -153,14 +153,44 @@ class World:
         return None if self.crowded else Context(self)
 
 
-@pytest.fixture
-def world(micro_bundle, monkeypatch) -> Iterator[World]:
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(cuda_stream=STREAM))
+class FakeStream:
+    """A stream of the GPU that is not there. A captured function runs when its graph is launched;
+    what is in `told` happened."""
+
+    handle = STREAM
+    told: list[str] = []
+    capturable = True
+
+    def wait_for(self, other: int) -> None:
+        assert other == CURRENT
+        self.told.append("wait")
+
+    def captured(self, work):
+        self.told.append("capture")
+        if not self.capturable:
+            raise Unsupported("operation not permitted when stream is capturing")
+        return work
+
+    def launch(self, graph) -> None:
+        self.told.append("launch")
+        graph()
+
+
+def no_gpu(monkeypatch, told: list[str]) -> None:
+    """Streams of a GPU that is not there, for the backends of both TensorRTs."""
+    monkeypatch.setattr(running, "Stream", type("Stream", (FakeStream,), {"told": told}))
+    current = SimpleNamespace(cuda_stream=CURRENT)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
+    monkeypatch.setattr(torch.cuda, "ExternalStream", lambda handle: handle)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: world.calls.append("synchronize"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Stand-in")
+
+
+@pytest.fixture
+def world(micro_bundle, monkeypatch) -> World:
     world = World(load_transformer(micro_bundle).eval())
-    yield world
+    no_gpu(monkeypatch, world.calls)
+    return world
 
 
 @pytest.fixture
@@ -220,7 +250,7 @@ def test_the_order_of_what_is_said(world, backend):
         *(f"address {name}" for name in (*INPUTS, OUTPUT)),
         "size",
         "memory",
-        "synchronize",
+        "wait",
     ]
     bound = len(world.calls)
     denoise(latents, time)
