@@ -54,6 +54,7 @@ ORDER = (
     "backends.tensorrt",
     "backends.tensorrt_rtx",
     "backends",  # their table
+    "runtime.devices",  # where its parts run, and what they keep
     "runtime",  # a request on an engine
     "diffusers",  # the same, as users of diffusers call it
     "builder",

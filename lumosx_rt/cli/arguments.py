@@ -18,6 +18,9 @@ def loaded_engine(
     max_memory: str | None = None,
     unverified: bool = False,
     lossy: Any = None,
+    *,
+    max_device_memory: str | None = None,
+    encoders_device: str = "auto",
 ) -> Any:
     """Load an engine. Print a note if it was never verified, and one if shortcuts are on.
 
@@ -38,6 +41,8 @@ def loaded_engine(
             trust=trust,
             unverified=unverified,
             max_memory=max_memory,
+            max_device_memory=max_device_memory,
+            encoders_device=encoders_device,  # type: ignore[arg-type]  # the engine checks it
             lossy=lossy,
         )
     if lossy:

@@ -55,6 +55,13 @@ def generate(
             help="Memory limit of the process, like 8GiB. Requests are adapted to it, or refused."
         ),
     ] = None,
+    max_device_memory: Annotated[
+        str | None,
+        typer.Option(help="The same of a GPU's own memory [what is free there]."),
+    ] = None,
+    encoders_device: Annotated[
+        str, typer.Option(help="Where text encoder and VAE run: auto, cpu or cuda.")
+    ] = "auto",
     unverified: Annotated[
         bool, typer.Option("--unverified", help="Use an engine whose last check failed.")
     ] = False,
@@ -71,6 +78,7 @@ def generate(
     """
     check_choice("--order", order, ("stable", "listing"))
     check_choice("--script", script, ("subject", "face"))
+    check_choice("--encoders-device", encoders_device, ("auto", "cpu", "cuda"))
     with reasons("videos that were finished are kept, nothing half-made is left"):
         from lumosx_rt.reference.scenes.scene import Scene
         from lumosx_rt.runtime.folder import Outcome, check_folder, find_scenes, generate_all
@@ -80,7 +88,10 @@ def generate(
         paths, lossy = find_scenes(scenes), shortcuts(lossy_keys, lossy_skip)
         check_folder(out)
         say(f"loading {engine}")
-        loaded = loaded_engine(engine, components, provider, trust, max_memory, unverified, lossy)
+        loaded = loaded_engine(
+            engine, components, provider, trust, max_memory, unverified, lossy,
+            max_device_memory=max_device_memory, encoders_device=encoders_device,
+        )  # fmt: skip
         if loaded.manifest.checkpoint.get("source") == "random":
             say("note: this engine has random weights; its videos are noise in colour, by design")
         if known := loaded.manifest.defaults.get("trained_for"):

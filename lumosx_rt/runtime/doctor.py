@@ -66,6 +66,16 @@ def _torch() -> str:
     return f"{torch.cuda.get_device_name()}, sm_{major}{minor}"
 
 
+def _gpu() -> dict[str, Any] | str:
+    from lumosx_rt.cuda.facts import gpu_facts
+    from lumosx_rt.reference.errors import LumosXError
+
+    try:
+        return gpu_facts()._asdict()
+    except LumosXError as error:
+        return f"none; {error}"
+
+
 def _providers() -> list[str]:
     from lumosx_rt.reference.packages import require
 
@@ -91,6 +101,21 @@ def _cpp_compiler() -> str:
     return cpp_compiler() or "none; --backend torch needs one (Debian: apt install g++)"
 
 
+def _cuda_toolchain() -> str:
+    import torch
+
+    from lumosx_rt.backends.torch.toolchain import check_toolchain
+    from lumosx_rt.reference.errors import LumosXError
+
+    if not torch.cuda.is_available():
+        return "not needed: no GPU"
+    try:
+        check_toolchain("cuda")
+    except LumosXError as error:
+        return f"none; {error}"
+    return "headers and libcuda are there"
+
+
 def _h264() -> str:
     import av
 
@@ -105,9 +130,11 @@ def _text() -> str:
 
 CHECKS: dict[str, Callable[[], Any]] = {
     "torch_device": _torch,
+    "gpu": _gpu,
     "onnxruntime_providers": _providers,
     "tensorrt": _tensorrt,
     "cpp_compiler": _cpp_compiler,
+    "cuda_toolchain": _cuda_toolchain,
     "h264_encoder": _h264,
     "text_cleaning": _text,
 }

@@ -20,8 +20,8 @@ from lumosx_rt.calibration.formats import format_of
 from lumosx_rt.reference.backbones.config import LumosXConfig
 from lumosx_rt.reference.checkpoints.bundle import Bundle
 from lumosx_rt.reference.encoders.facts import EncoderFacts, encoder_facts
-from lumosx_rt.reference.encoders.umt5 import TextEncoder, load_text_encoder
-from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder, load_vae
+from lumosx_rt.reference.encoders.umt5 import TextEncoder
+from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder
 from lumosx_rt.reference.errors import BadInput, LumosXError, NotFinite, Unsupported, listing
 from lumosx_rt.reference.kinds import checked
 from lumosx_rt.reference.mechanisms.mechanism import Layout
@@ -38,14 +38,14 @@ from lumosx_rt.reference.scenes.scene import Scene, scene_of
 from lumosx_rt.reference.scenes.video_size import VideoSize
 from lumosx_rt.reference.scenes.words import NEGATIVE_PROMPT, check_text
 from lumosx_rt.runtime import diagnosis, memory
-from lumosx_rt.runtime.guards import Health, check_binding
-from lumosx_rt.runtime.memory import MemoryNeed, held_at_load, number_bytes, parse_bytes
-from lumosx_rt.runtime.request_cache import (
+from lumosx_rt.runtime.devices.encoders import text_encoder_on, vae_on
+from lumosx_rt.runtime.devices.place import Devices, EncodersDevice
+from lumosx_rt.runtime.devices.remembered import (
     REMEMBERED_BYTES,
     Remembered,
     RememberingTextEncoder,
-    RememberingVae,
 )
+from lumosx_rt.runtime.guards import Health, check_binding
 from lumosx_rt.runtime.service import Service
 from lumosx_rt.runtime.settings import SAMPLING, Settings, check_names
 from lumosx_rt.runtime.streaming import Event, preview_of, shown
@@ -64,6 +64,8 @@ def load(
     trust: bool = False,
     unverified: bool = False,
     max_memory: str | int | None = None,
+    max_device_memory: str | int | None = None,
+    encoders_device: EncodersDevice = "auto",
     remember: str | int = REMEMBERED_BYTES,
     lossy: Lossy = EXACT,
 ) -> "Engine":
@@ -76,24 +78,29 @@ def load(
     unverified: take an engine whose last comparison with the reference failed; one that has none is
     taken with a warning (`certificate.NotVerified`).
     max_memory: what the process may hold, like "8GiB"; requests are adapted to it, or refused.
+    max_device_memory: the same of a GPU's own memory, where the engine runs on one; what is free
+    there now by default.
+    encoders_device: where text encoder and VAE run, "cpu" or "cuda"; "auto" is with the backend.
     remember: for embeddings and latents kept between requests, at most 1/16 of max_memory; 0 is
     none.
     lossy: shortcuts over neighbouring steps; the video is another one then.
     Raises LumosXError for whatever does not fit.
     """
     folder = Path(os.path.abspath(path))
-    limit = None if max_memory is None else parse_bytes(max_memory)
+    limit = memory.parse_limit(max_memory, "max_memory")
+    gpu_limit = memory.parse_limit(max_device_memory, "max_device_memory")
     if components is not None:
         components = Path(os.path.abspath(components))  # the program may change its folder
     manifest = read_manifest(folder)
     check_files(folder, manifest, hashes=check_hashes)
     certificate.demand(folder, unverified=unverified)
     backend = load_backend(folder, manifest, provider, trust=trust, lossy=lossy)
-    kept = parse_bytes(remember) if remember else 0
+    kept = memory.parse_bytes(remember) if remember else 0
     log.info("engine %s loaded: %s, %s", folder, manifest.backend, manifest.precision)
     return Engine(
-        folder, manifest, backend, components, max_memory=limit, remember=kept, lossy=lossy
-    )
+        folder, manifest, backend, components, max_memory=limit, max_device_memory=gpu_limit,
+        encoders_device=encoders_device, remember=kept, lossy=lossy,
+    )  # fmt: skip
 
 
 class Engine:
@@ -112,6 +119,8 @@ class Engine:
         components: str | Path | None = None,
         *,
         max_memory: int | None = None,
+        max_device_memory: int | None = None,
+        encoders_device: EncodersDevice = "auto",
         remember: int = REMEMBERED_BYTES,
         lossy: Lossy = EXACT,
     ) -> None:
@@ -120,11 +129,14 @@ class Engine:
         self.mechanism = MECHANISMS[manifest.mechanism]
         self.config = LumosXConfig.from_dict(manifest.model)
         self.max_memory = max_memory
-        self._held_bytes = held_at_load()
+        self._held_bytes = memory.held_at_load()
         if max_memory is not None:
             # what may be remembered is set aside, so that plans stay as stated
             remember = min(remember, max_memory // 16)
             self._held_bytes += remember
+        self.devices = Devices.of(backend, encoders_device)
+        self._gpu_held_bytes = self.devices.held(manifest)
+        self.max_device_memory = self.devices.limit(max_device_memory, self._gpu_held_bytes)
         self.health, self.remembered = Health(), Remembered(remember)
         self._components = components
         self._pid, self._closed = os.getpid(), False
@@ -248,7 +260,11 @@ class Engine:
             mechanism=self.mechanism,
         )  # fmt: skip
         log.debug("request '%s': layout %s, %s", valid.name, layout.key, sampling)
-        return valid if self.max_memory is None else replace(valid, plan=self._plan(valid))
+        return replace(valid, plan=self._plan(valid)) if self._limited else valid
+
+    @property
+    def _limited(self) -> bool:
+        return self.max_memory is not None or self.max_device_memory is not None
 
     def plan(
         self, scene: Scene | str | Path | Request | ValidRequest, **settings: Unpack[Settings]
@@ -268,7 +284,7 @@ class Engine:
         """
         streams = self.manifest.layouts.get("streams", [1, MAX_STREAMS])[1]
         most = max(1, min(most, streams // len(request.branches)))
-        if self.max_memory is None:
+        if not self._limited:
             return most, None
         for count in range(most, 1, -1):
             with suppress(LumosXError):
@@ -277,22 +293,26 @@ class Engine:
 
     def _plan(self, request: Request | ValidRequest, requests: int = 1) -> MemoryPlan:
         facts, manifest = self._encoder_facts, self.manifest
-        need = MemoryNeed(
+        need = memory.MemoryNeed(
             config=self.config,
             backend=manifest.backend,
-            number_bytes=number_bytes(manifest.backend, format_of(manifest.precision)),
+            number_bytes=memory.number_bytes(manifest.backend, format_of(manifest.precision)),
             layout=request.layout,
             size=request.size,
             requests=requests,
             seeds=len(request.seeds),
             branches=len(request.branches),
-            held_bytes=self._held_bytes + facts.vae_bytes,
+            held_bytes=self._held_bytes + (0 if self.devices.encode_on_gpu else facts.vae_bytes),
+            on_gpu=self.devices.denoise_on_gpu,
+            encoders_on_gpu=self.devices.encode_on_gpu,
+            gpu_held_bytes=self._gpu_held_bytes
+            + (facts.vae_bytes if self.devices.encode_on_gpu else 0),
             text_encoder_bytes=facts.text_encoder_bytes,
             vae_width=facts.vae_width,
             vae_halo=facts.vae_halo,
             lossy=self.lossy,
         )
-        return memory.plan(need, self.max_memory)
+        return memory.plan(need, self.max_memory, self.max_device_memory)
 
     @cached_property
     def _encoder_facts(self) -> EncoderFacts:
@@ -402,19 +422,15 @@ class Engine:
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
-        encoder = RememberingTextEncoder(
-            lambda: load_text_encoder(self.components, self.config.text_len), self.remembered
-        )
-        if encoder.text_dim != self.config.text_dim:
-            raise BadInput(
-                f"text encoder: its embeddings are {encoder.text_dim} wide, the transformer reads "
-                f"{self.config.text_dim}; they are not of one model"
-            )
-        return encoder
+        config = self.config
+        return text_encoder_on(
+            self.devices.encoders, self.components, config.text_len, config.text_dim,
+            self.remembered,
+        )  # fmt: skip
 
     @cached_property
     def vae(self) -> VideoAutoencoder:
-        return RememberingVae(load_vae(self.components), self.remembered)
+        return vae_on(self.devices.encoders, self.components, self.remembered)
 
 
 def _alone(edit: Edit) -> Edit:

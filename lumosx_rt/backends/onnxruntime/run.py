@@ -38,6 +38,7 @@ class OnnxRuntimeBackend:
 
         self._ort: Any = onnxruntime
         self.provider = chosen(onnxruntime, provider)
+        self.device = device_of(self.provider)
         options = session_options(onnxruntime, threads)
         self.session: Any = open_session(onnxruntime, graph, self.provider, options, serving)
         self.limits = serving.limits.table() if serving and provider in COMPILING else None

@@ -265,6 +265,8 @@ def idle_engine(drawn_engine):
     """An engine that must not work: touching its encoders or its graph is an error."""
 
     class Untouchable:
+        device = "cpu"  # where it is may be asked
+
         def __getattr__(self, name):
             raise AssertionError(f"{name} was used before the request was refused")
 

@@ -15,8 +15,8 @@ from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.metrics import relative_error
 from lumosx_rt.reference.scenes.builtin import builtin_scenes
 from lumosx_rt.runtime import memory
+from lumosx_rt.runtime.devices.remembered import Remembered
 from lumosx_rt.runtime.memory import MemoryNeed, parse_bytes
-from lumosx_rt.runtime.request_cache import Remembered
 
 NONE, ONE, TWO = builtin_scenes()
 SIZE = rt.VideoSize(5, 32, 48)
@@ -106,6 +106,42 @@ def test_a_plan_changes_as_little_as_it_must(job):
             assert found.peak_bytes <= limit
     with pytest.raises(rt.LumosXError, match="needs peak"):
         memory.plan(job, 8 << 30)
+
+
+def test_a_gpu_is_a_budget_of_its_own(job):
+    """What is done on it is in its memory and no longer in this computer's."""
+    alone = memory.plan(job)
+    gpu = replace(job, on_gpu=True, encoders_on_gpu=True, gpu_held_bytes=3 << 30)
+    both = memory.plan(gpu)
+    clips = 81 * 480 * 832 * 3
+    assert alone.device is None and both.device is not None
+    assert set(both.phases.values()) == {job.held_bytes, job.held_bytes + clips}
+    for name, there in both.device.phases.items():
+        moved = alone.phases[name] - job.held_bytes - (clips if name == "decode" else 0)
+        assert there == (3 << 30) + moved, name
+    half = memory.plan(replace(gpu, encoders_on_gpu=False))
+    assert half.denoise_bytes == half.held_bytes + job.text_encoder_bytes
+    assert half.device.text_bytes == half.device.decode_bytes == 3 << 30
+    assert half.device.denoise_bytes == (3 << 30) + memory.denoise_bytes(job, 2)
+
+
+def test_either_budget_is_kept_and_named(job):
+    gpu = replace(job, on_gpu=True, encoders_on_gpu=True, gpu_held_bytes=3 << 30)
+    free = memory.plan(gpu)
+    tight = memory.plan(gpu, free.peak_bytes, free.device.peak_bytes - 1)
+    assert tight != free and tight.device.peak_bytes < free.device.peak_bytes
+    assert tight.fits and tight.tile or tight.sequential or tight.frees_text_encoder
+    assert "on the GPU peak" in str(tight)
+    for limits, named, unnamed in (
+        ((1 << 30, None), "--max-memory", "--max-device-memory"),
+        ((None, 4 << 30), "--max-device-memory", "--max-memory"),
+    ):
+        with pytest.raises(rt.LumosXError) as error:
+            memory.plan(gpu, *limits)
+        assert f"allow more with {named}, or" in str(error.value)
+        assert f"{unnamed}" not in str(error.value)
+    with pytest.raises(rt.LumosXError, match="--max-memory and --max-device-memory"):
+        memory.plan(gpu, 1 << 30, 1 << 30)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "torch"])

@@ -15,8 +15,8 @@ from lumosx_rt.reference.mechanisms.lumosx.mechanism import LUMOSX
 from lumosx_rt.reference.sampling.request import ValidRequest
 from lumosx_rt.reference.scenes import images, scene
 from lumosx_rt.reference.scenes.scene import Reference, Scene, Subject
-from lumosx_rt.runtime import engine as engines
 from lumosx_rt.runtime import memory
+from lumosx_rt.runtime.devices import encoders as engines
 from lumosx_rt.runtime.folder import generate_all
 
 SIZE = rt.VideoSize(5, 32, 48)

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
+from lumosx_rt.reference.backbones.saving import save_bundle
 from lumosx_rt.reference.checkpoints import key_names as keymaps
 from lumosx_rt.reference.encoders import random as tiny
 from lumosx_rt.reference.encoders import tiled_decode as decode
-from lumosx_rt.reference.encoders.umt5 import TextEncoder
-from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder
+from lumosx_rt.reference.encoders.umt5 import TextEncoder, load_text_encoder
+from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder, load_vae
 from lumosx_rt.reference.encoders.weights import load_tokenizer, t5_from_wan, vae_from_wan
 from lumosx_rt.reference.errors import LumosXError
 from tests.helpers.budget import assert_within_budget
@@ -345,6 +346,35 @@ def test_images_are_clips_of_one_frame(components: tuple[Any, Any, Any]) -> None
             for model, x in ((vae.model, clip), (wide, clip.double()))
         )
         assert_within_budget("latent", latent, expected[0], exact[0])
+
+
+def test_what_encoders_are_given_is_moved_to_where_they_are(
+    components: tuple[Any, Any, Any],
+) -> None:
+    """On the device meta, which has no values and computes with nothing that is elsewhere."""
+    text, tokenizer, vae = (deepcopy(part) for part in components)
+    coder = VideoAutoencoder(vae.to("meta"))
+    pixels, latents = torch.zeros(1, 3, 5, 32, 48), torch.zeros(1, 16, 2, 4, 6)
+    with pytest.raises(NotImplementedError, match="meta"):  # it goes there, and comes back
+        coder.encode(pixels)
+    with pytest.raises(NotImplementedError, match="meta"):
+        coder.decode(latents)
+    assert coder.encode(pixels.to("meta")).device.type == "meta"
+    assert coder.decode(latents.to("meta"), tile=(2, 3)).shape == pixels.shape
+    assert [chunk.shape[2] for chunk in coder.decode_chunks(latents.to("meta"))] == [1, 4]
+    encoder = TextEncoder(text.to("meta"), tokenizer, text_len=32)
+    with pytest.raises(RuntimeError, match="meta tensors"):  # asked whether all words are real
+        encoder.encode("a word")
+
+
+def test_weights_are_read_to_the_device_that_is_asked_for(tmp_path: Path) -> None:
+    text, tokenizer, vae = tiny.random_components(seed=0)
+    save_bundle(tmp_path, vae=vae, text_encoder=text, tokenizer=tokenizer)
+    for load in (load_vae, load_text_encoder):
+        model = load(tmp_path, device="meta").model
+        places = [*model.parameters(), *model.buffers()]
+        assert {x.device.type for x in places} == {"meta"}
+        assert {x.device.type for x in load(tmp_path).model.parameters()} == {"cpu"}
 
 
 def test_inputs_that_do_not_fit_are_refused(components: tuple[Any, Any, Any]) -> None:

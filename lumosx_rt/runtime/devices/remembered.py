@@ -83,14 +83,24 @@ class RememberingTextEncoder(TextEncoder):
         """Let the weights go; the tokenizer stays."""
         with self._lock:
             self.model = SimpleNamespace(config=self.model.config)
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()  # others than torch may want what it held
 
 
 class RememberingVae(VideoAutoencoder):
-    """A VAE that encodes a picture once. Threads take turns: it has one set of caches."""
+    """A VAE that encodes a picture once. Threads take turns: it has one set of caches.
 
-    def __init__(self, vae: VideoAutoencoder, remembered: Remembered) -> None:
+    decoder: another one to decode videos with.
+    """
+
+    def __init__(
+        self,
+        vae: VideoAutoencoder,
+        remembered: Remembered,
+        decoder: VideoAutoencoder | None = None,
+    ) -> None:
         super().__init__(vae.model)
-        self._remembered, self._lock = remembered, RLock()
+        self._remembered, self._lock, self._decoder = remembered, RLock(), decoder
 
     def encode_images(self, images: Tensor) -> Tensor:
         check_process(self._pid, "the VAE")
@@ -107,6 +117,8 @@ class RememberingVae(VideoAutoencoder):
     def decode_frames_uint8(self, latents: Tensor, tile: Tile | None = None) -> NDArray[np.uint8]:
         check_process(self._pid, "the VAE")
         with self._lock:
+            if self._decoder is not None:
+                return self._decoder.decode_frames_uint8(latents, tile)
             return super().decode_frames_uint8(latents, tile)
 
 
