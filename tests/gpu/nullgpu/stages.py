@@ -87,6 +87,63 @@ def operators() -> Facts:
     return {"launches": launched}
 
 
+def fake() -> Facts:
+    """Follow a step of 30 blocks, encoding and decoding at full size, on tensors without values.
+
+    An operation of tensors on two devices raises there. Inputs of encoders come from the CPU.
+    """
+    from diffusers import AutoencoderKLWan
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from lumosx_rt.kernels.fused import fused_ops
+    from lumosx_rt.reference.backbones.config import PRESETS
+    from lumosx_rt.reference.backbones.wan import LumosX
+    from lumosx_rt.reference.encoders.wan_vae import VideoAutoencoder
+    from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
+    from lumosx_rt.reference.sampling.inputs import random_inputs
+
+    config, steps = PRESETS["1.3b"], 0
+    for key, streams, seeds in LAYOUTS:
+        layout = SceneLayout.from_key(key)
+        latents, time_, inputs = random_inputs(config, [layout] * streams, seeds)
+        mode = FakeTensorMode()
+        with mode:
+            with torch.device("cuda"):
+                model = LumosX(config, torch.bfloat16).eval().requires_grad_(False)
+            for module in model.modules():
+                module._buffers = {n: b.cuda() for n, b in module._buffers.items()}
+            model.ops = fused_ops((9, 0), self_attention="hybrid:flash")
+
+            def there(x: torch.Tensor, mode: FakeTensorMode = mode) -> torch.Tensor:
+                return mode.from_tensor(x).cuda()
+
+            tensors = {name: there(x) for name, x in inputs.tensors.items()}
+            arguments = inputs.changed(**tensors).arguments("cuda")
+            velocity = model(there(latents), there(time_), *arguments)
+            assert velocity.device.type == "cuda" and velocity.shape == latents.shape
+            steps += 1
+    with FakeTensorMode() as mode:
+        with torch.device("cuda"):
+            coder = VideoAutoencoder(AutoencoderKLWan())
+        images = torch.zeros(2, 3, 480, 832, dtype=torch.uint8)
+        encoded = coder.encode_images(images)
+        decoded = coder.decode(torch.zeros(1, 16, 3, 60, 104), tile=(30, 52))
+        places = {str(encoded.device), str(decoded.device)}
+        try:  # control
+            torch.zeros(2, device="cuda") + torch.zeros(2)
+            mixed = ""
+        except RuntimeError as error:
+            mixed = str(error).splitlines()[0]
+    return {
+        "blocks": config.num_layers,
+        "steps": steps,
+        "returned_to": sorted(places),
+        "encoded": list(encoded.shape),
+        "decoded": list(decoded.shape),
+        "mixed": mixed,
+    }
+
+
 # -- packages -------------------------------------------------------------------------------------
 
 
@@ -120,11 +177,13 @@ def serve(path: str) -> Facts:
     from lumosx_rt.reference.backbones.config import PRESETS
     from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
     from lumosx_rt.reference.sampling.inputs import random_inputs
+    from lumosx_rt.reference.scenes.video_size import VideoSize
+    from lumosx_rt.runtime.memory import MemoryNeed, denoise_bytes
 
-    backend, found = TorchBackend(Path(path), "cuda"), []
+    backend, found, config = TorchBackend(Path(path), "cuda"), [], PRESETS["1.3b"]
     for key, streams, seeds in LAYOUTS:
         layout = SceneLayout.from_key(key)
-        latents, _, inputs = random_inputs(PRESETS["1.3b"], [layout] * streams, seeds)
+        latents, _, inputs = random_inputs(config, [layout] * streams, seeds)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = counted("driver_launches")
@@ -133,6 +192,10 @@ def serve(path: str) -> Facts:
         captured = counted("driver_launches") - before
         assert run(latents, 400).shape == velocity.shape == latents.shape
         replayed = counted("driver_launches") - before - captured
+        need = MemoryNeed(
+            config=config, backend="torch", number_bytes=2, layout=layout,
+            size=VideoSize(81, 480, 832), seeds=seeds,
+        )  # fmt: skip
         found.append(
             {
                 "layout": key,
@@ -142,6 +205,7 @@ def serve(path: str) -> Facts:
                 "launches_replayed": replayed,
                 "allocated_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
                 "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2),
+                "planned_gib": round(denoise_bytes(need, streams) / GIB, 2),
             }
         )
         del run
@@ -201,6 +265,33 @@ def threads(path: str) -> Facts:
         stop.set()
         other.join()
     return {"captured": beside, "captured_in_mode_global": control}
+
+
+def driver() -> Facts:
+    """Ask the driver through cuda-python; capture and launch a graph of a stream of our own."""
+    from lumosx_rt.backends.torch.toolchain import check_toolchain
+    from lumosx_rt.cuda.driver import call
+    from lumosx_rt.cuda.facts import gpu_facts
+    from lumosx_rt.cuda.stream import Stream
+    from lumosx_rt.reference.errors import LumosXError
+
+    check_toolchain("cuda")
+    facts = gpu_facts()
+    held = torch.empty(GIB, dtype=torch.uint8, device="cuda")
+    used = facts.free_bytes - gpu_facts().free_bytes
+    stream, other = Stream(), torch.cuda.Stream()
+    stream.wait_for(other.cuda_stream)
+    with torch.cuda.stream(torch.cuda.ExternalStream(stream.handle)):
+        held.zero_()
+    graph = stream.captured(lambda: None)
+    stream.launch(graph)
+    stream.synchronize()
+    try:
+        call("cuDeviceGet", 3)
+        said = ""
+    except LumosXError as error:
+        said = str(error)
+    return {"gpu": facts._asdict(), "used_bytes": used, "another_gpu": said}
 
 
 # -- a request, a service, training ---------------------------------------------------------------
@@ -335,7 +426,7 @@ def training(folder: str) -> Facts:
 
 
 STAGES: dict[str, Callable[..., Facts]] = {
-    f.__name__: f for f in (operators, package, serve, threads, engine, training)
+    f.__name__: f for f in (driver, fake, operators, package, serve, threads, engine, training)
 }
 
 
