@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-fast test-processors test-slow lint docs dist bench bench-gpu
+.PHONY: install demo test test-fast test-processors test-slow lint docs dist bench bench-gpu nullgpu
 
 install: $(INSTALLED)
 
@@ -64,6 +64,14 @@ bench: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed.latency
 	$(BIN)/python -m benchmarks.tables
 
-# On a machine with a GPU; needs torch and triton, and nothing of this package installed
+# On a machine with a GPU; needs torch and triton, and nothing of this package installed.
+# CALL is works, attention, headline, rest, package or products: ten minutes at most each
+CALL ?= all
 bench-gpu:
-	$(PYTHON) -m benchmarks.gpu.run
+	$(PYTHON) -m benchmarks.gpu.run $(CALL) $(if $(OUT),-o $(OUT))
+
+# All of the GPU path but values, on a GPU that launches nothing: torch's CUDA build, 6 GB of disk
+TORCH ?= 2.13.0
+nullgpu: install
+	PYTHON=$(PYTHON) bash tests/gpu/nullgpu/build.sh $(TORCH)
+	$(BIN)/python -m tests.gpu.nullgpu.rehearse $(TORCH) -o benchmarks/results/nullgpu.json

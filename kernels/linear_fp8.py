@@ -105,11 +105,21 @@ def scaled_product(
     weight_scale: Tensor,
     bias: Tensor | None,
     dtype: torch.dtype,
+    fast_sums: bool = True,
 ) -> Tensor:
-    """x [m, k] @ weight [n, k].T in e4m3, times the scales ([m, 1] and [1, n], or [1, 1] both)."""
+    """x [m, k] @ weight [n, k].T in e4m3, times the scales ([m, 1] and [1, n], or [1, 1] both).
+
+    fast_sums: of a GPU's matrix units, with fewer bits than float32.
+    """
     if x.is_cuda:
         return torch._scaled_mm(
-            x, weight.T, x_scale, weight_scale, bias=bias, out_dtype=dtype, use_fast_accum=True
+            x,
+            weight.T,
+            x_scale,
+            weight_scale,
+            bias=bias,
+            out_dtype=dtype,
+            use_fast_accum=fast_sums,
         )
     out = x.float() @ weight.float().T * x_scale * weight_scale
     return (out if bias is None else out + bias).to(dtype)

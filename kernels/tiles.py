@@ -156,7 +156,21 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+_FROM: list[Path] = [FILE]
+
+
+def read_from(file: Path) -> None:
+    """Take tiles from another file of the same form: a run's own winners."""
+    _FROM[:] = [file]
+    _table.cache_clear()
+
+
+def file_here() -> Path:
+    """Return the file that tiles are taken from."""
+    return _FROM[0]
+
+
 @cache
 def _table() -> dict[str, dict[str, dict[str, Any]]]:
-    table: dict[str, dict[str, dict[str, Any]]] = json.loads(FILE.read_text("utf-8"))
+    table: dict[str, dict[str, dict[str, Any]]] = json.loads(file_here().read_text("utf-8"))
     return table

@@ -1,4 +1,4 @@
-"""Stage b: self-attention by every implementation, over 0 to 16 references.
+"""Stage attention: self-attention by every implementation, over 0 to 16 references.
 
 triton, triton e4m3          our kernel; in e4m3 with the quantization of keys and values
 triton e4m3, quantized       ... and without it

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,20 @@ NAME, RUNNING = "rows.jsonl", "running.json"
 class Book:
     """The rows of one environment in a folder.
 
-    since: rows written earlier (seconds of the epoch) count as not there. Raises ValueError where
-    the folder has rows of the other kind, measured or rehearsed.
+    code: of a stage, the digest of what decides its rows; others are of older code. since: rows
+    written earlier (seconds of the epoch) count as not there. Raises ValueError where the folder
+    has rows of the other kind, measured or rehearsed.
     """
 
-    def __init__(self, folder: Path, environment: str, rehearsal: bool, since: float = 0.0) -> None:
-        self.folder, self.environment, self.since = folder, environment, since
+    def __init__(
+        self,
+        folder: Path,
+        environment: str,
+        rehearsal: bool,
+        since: float = 0.0,
+        code: Callable[[str], str] = lambda stage: "",
+    ) -> None:
+        self.folder, self.environment, self.since, self.code = folder, environment, since, code
         self.rehearsal = rehearsal
         folder.mkdir(parents=True, exist_ok=True)
         if any(bool(row.get("rehearsal")) != rehearsal for row in read(folder / NAME)):
@@ -32,12 +40,14 @@ class Book:
             for row in read(self.folder / NAME)
             if row["environment"] == self.environment
             and row["stage"] == stage
+            and row.get("code") == self.code(stage)
             and row["time"] >= self.since
         }
 
     def append(self, stage: str, name: str, shape: str, tiles: str, found: Row) -> Row:
         row: Row = {"stage": stage, "name": name, "shape": shape, "tiles": tiles} | found
-        row |= {"environment": self.environment, "time": round(time.time(), 1)}
+        row |= {"environment": self.environment, "code": self.code(stage)}
+        row["time"] = round(time.time(), 1)
         if self.rehearsal:
             row["rehearsal"] = True
         write(self.folder / NAME, row)

@@ -1,4 +1,4 @@
-"""Stage a: every operation against float64, streams in different groups, two seeds each.
+"""Stage correctness: every operation against float64, streams in different groups, two seeds each.
 
 A row has the error of the kernel, that of plain torch in the same data type, and their ratio, which
 passes up to 2. In e4m3, plain torch works on keys and values (rows, operands) quantized alike.
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import attention, cross, gemm, rows
+from benchmarks.gpu import attention, cross, products, rows
 from benchmarks.gpu.book import Row
 from benchmarks.gpu.cases import Bench, Case
 from benchmarks.gpu.problem import MOST, Problem
@@ -28,9 +28,9 @@ def cases(bench: Bench) -> Iterator[Case]:
         for op, dtype, way, build, arguments in _checks(keys):
             run = partial(_judge, bench, op, dtype, way, build, arguments)
             yield Case(f"{op} {dtype}", shape, run)
-        for layer in gemm.layers(scale.config):
+        for layer in products.layers(scale.config):
             given = (first, layer, torch.bfloat16)
-            way, build = "linear_fp8", gemm.quantized_problem
+            way, build = "linear_fp8", products.quantized_problem
             run = partial(_judge, bench, way, "e4m3", way, build, given)
             yield Case(f"linear_fp8 {layer} e4m3", first, run)
 

@@ -1,4 +1,4 @@
-"""Stage c: cross-attention with a bias from a table, against a bias made for every token."""
+"""Stage cross: cross-attention with a bias from a table, against a bias made for every token."""
 
 from collections.abc import Iterator
 from functools import partial

@@ -1,21 +1,23 @@
 """What was measured where: one record a run, and the identity that decides what counts as done."""
 
+import ast
 import hashlib
 import json
 import platform
 import subprocess
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 
-from benchmarks.sources import MODEL
+from benchmarks.sources import stamp_digest
 
 ROOT = Path(__file__).parents[2]
-CODE = ("kernels/*.py", "benchmarks/gpu/*.py", *MODEL)
-# what two records of one environment may differ in: the code's digest says more than a commit
+# what two records of one environment may differ in: every row has the digest of its stage's code
 PASSING = ("date", "clocks", "commit")
 
 
@@ -36,7 +38,6 @@ def record(rehearsal: bool) -> dict[str, Any]:
         "triton": triton.__version__,
         "python": platform.python_version(),
         "commit": _output("git", "-C", str(ROOT), "rev-parse", "HEAD"),
-        "code": code_digest(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
 
@@ -47,12 +48,37 @@ def identity(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def code_digest() -> str:
-    """Of the files that decide what is measured."""
-    digest = hashlib.sha256()
-    for file in sorted(path for pattern in CODE for path in ROOT.glob(pattern)):
-        digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()[:12]
+@cache
+def code_of(module: str) -> str:
+    """Return the digest of a stage's code: its module's, and all of ours that this imports."""
+    files: set[Path] = set()
+    todo = [module]
+    while todo:
+        file = _file_of(todo.pop())
+        if file is not None and file not in files:
+            files.add(file)
+            todo += _imported(file)
+    names = sorted(str(file.relative_to(ROOT)) for file in files)
+    return stamp_digest(names, ROOT)
+
+
+def _file_of(module: str) -> Path | None:
+    """The file of one of our modules; None for others', and for names inside a module."""
+    rooms = ("reference", "kernels", "export", "calibration")
+    parts = module.split(".")
+    if parts[0] == "lumosx_rt" and len(parts) > 1 and parts[1] in rooms:
+        parts = parts[1:]  # a link to the folder at the top
+    file = ROOT.joinpath(*parts).with_suffix(".py")
+    return file if parts[0] in (*rooms, "lumosx_rt", "benchmarks") and file.is_file() else None
+
+
+def _imported(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def in_words(facts: dict[str, Any]) -> str:

@@ -1,15 +1,13 @@
-"""Stage f: one forward of the whole model with random weights, and where its time goes.
+"""Stages first_forward and forward: the whole model, random weights, and where its time goes.
 
 Exact is the reference in float32. A way in bf16 may err twice as much as the reference in bf16, a
 way in e4m3 twice as much as plain torch with the same roundings.
 """
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +20,6 @@ from benchmarks.gpu.book import Row
 from benchmarks.gpu.cases import Bench, Case
 from benchmarks.gpu.problem import Problem, Way
 from benchmarks.gpu.scale import Scale, layouts_of
-from lumosx_rt.export.aoti import compile_package
 from lumosx_rt.kernels.fused import fused_ops
 from lumosx_rt.kernels.linear_fp8 import LinearFp8, quantize_mlp
 from lumosx_rt.reference.backbones import cost as roofline
@@ -31,6 +28,7 @@ from lumosx_rt.reference.backbones.wan import Block, LumosX
 from lumosx_rt.reference.mechanisms.lumosx.layout import SceneLayout
 from lumosx_rt.reference.mechanisms.lumosx.structure import structure_of
 
+ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[[], Tensor]
 TIMED = (
     "reference",
@@ -40,7 +38,7 @@ TIMED = (
     "fused e4m3, CUDA graph",
 )
 ALONE = ("reference", "fused, CUDA graph")  # without references, which is what they cost
-PACKAGED = "fused, package"  # last: compiling it takes longest
+FIRST = ("reference", "fused, CUDA graph")  # before all else: does it run, and right?
 EXPLAINED = ("fused", "fused e4m3")  # launched one by one, where a profiler sees them
 KERNELS = 12
 
@@ -54,8 +52,12 @@ def cases(bench: Bench) -> Iterator[Case]:
     for key in bench.scale.keys(0):
         for name in ALONE:
             yield Case(name, key, partial(_time, bench, key, name))
+
+
+def first(bench: Bench) -> Iterator[Case]:
     for key in bench.scale.keys(4):
-        yield Case(PACKAGED, key, partial(_time, bench, key, PACKAGED))
+        for name in FIRST:
+            yield Case(name, key, partial(_time, bench, key, name))
 
 
 def problem(scale: Scale, key: str) -> Problem:
@@ -93,9 +95,6 @@ def problem(scale: Scale, key: str) -> Problem:
         ),
         "fused": Way(eager(fused), "reference", half),
         "fused, CUDA graph": Way(graphed(fused), "reference", half),
-        PACKAGED: Way(
-            _once(lambda: partial(packaged(scale, model(fused())), *given)), "reference", half
-        ),
         "plain e4m3": Way(eager(lambda: plain, True), "plain e4m3"),
         "fused e4m3": Way(eager(fused_e4m3, True), "plain e4m3", e4m3),
         "fused e4m3, CUDA graph": Way(graphed(fused_e4m3, True), "plain e4m3", e4m3),
@@ -155,25 +154,6 @@ def compiled(scale: Scale, model: LumosX) -> LumosX:
         block.site = "blocks"  # a name of its own would be compiled for each
         setattr(block, "forward", scale.compiled(block.forward))  # noqa: B010
     return model
-
-
-def packaged(scale: Scale, model: LumosX) -> Callable[..., Tensor]:
-    """The model compiled ahead of time, one program for every layout, as engines have it.
-
-    A rehearsal compiles nothing and runs the model.
-    """
-    if scale.rehearsal:
-        return model
-    with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder, "model.pt2")
-        compile_package(model, package, ops=model.ops)
-        loaded = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", True, 1, -1)
-
-    def run(*given: Any) -> Tensor:
-        (velocity,) = loaded.run([x.contiguous() for x in (*given[:-1], *given[-1])])
-        return velocity
-
-    return run
 
 
 def captured(run: Run, device: torch.device) -> Run:

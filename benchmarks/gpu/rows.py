@@ -1,4 +1,4 @@
-"""Stage d: what is bound by memory, in TB/s: our row kernels, eager torch, and torch.compile."""
+"""Stage rows: what is bound by memory, in TB/s: our row kernels, eager torch, and torch.compile."""
 
 from collections.abc import Callable, Iterator
 from functools import partial

@@ -3,47 +3,75 @@
 import json
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.book import NAME, RUNNING, Row, write
+from benchmarks.gpu.book import NAME, RUNNING, write
 
 AGAIN = 75  # a worker's exit status: the device is lost, another process may go on
+STUCK = 76  # of a supervisor whose worker cannot be ended: the driver holds it
 GRACE_S = 45.0  # for the row that is running at a stage's deadline
 LOOK_S = 0.2
+DYING_S = 20.0  # for a process that is ended; one in the driver may never
 
 
 def supervise(
-    command: list[str], out: Path, deadline: float, row_limit_s: float, rehearsal: bool = False
+    command: list[str],
+    out: Path,
+    deadline: float,
+    row_limits_s: Mapping[str, float],
+    rehearsal: bool = False,
 ) -> int:
     """Run a worker, and another for what is left where it was lost; an exit status.
 
-    deadline: seconds of the epoch; the row that runs then may finish within GRACE_S.
+    deadline: seconds of the epoch; the row that runs then may finish within GRACE_S. row_limits_s:
+    of a row of each stage. A worker that cannot be ended is left where it is, with its row.
     """
     running = out / RUNNING
     while True:
         running.unlink(missing_ok=True)
         worker = subprocess.Popen(command)
         try:
-            reason = _watch(worker, running, deadline, row_limit_s)
+            reason = _watch(worker, running, deadline, row_limits_s)
         finally:
-            worker.kill()  # whoever ends the supervisor ends the worker
-            worker.wait()
+            ended = _ended(worker)  # whoever ends the supervisor ends the worker
         note = _read(running)
+        if not ended:
+            reason = f"{reason}; its process could not be ended within {DYING_S:g} s"
+            if note is not None:
+                row = note | {"failed": reason.strip("; "), "time": round(time.time(), 1)}
+                write(out / NAME, row | ({"rehearsal": True} if rehearsal else {}))
+            return STUCK
         if note is None and worker.returncode != AGAIN:
             return worker.returncode  # finished, or cannot even start
         if note is not None and reason:
-            row: Row = note | {"failed": reason, "time": round(time.time(), 1)}
+            row = note | {"failed": reason, "time": round(time.time(), 1)}
             write(out / NAME, row | ({"rehearsal": True} if rehearsal else {}))
 
 
+def _ended(worker: "subprocess.Popen[bytes]") -> bool:
+    """End a worker; False where it does not end."""
+    worker.kill()
+    try:
+        worker.wait(timeout=DYING_S)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
 def _watch(
-    worker: "subprocess.Popen[bytes]", running: Path, deadline: float, limit_s: float
+    worker: "subprocess.Popen[bytes]",
+    running: Path,
+    deadline: float,
+    limits_s: Mapping[str, float],
 ) -> str:
     """Wait for a worker, or end it; says why a row it leaves behind has failed, if it has."""
     while worker.poll() is None:
         time.sleep(LOOK_S)
         late = time.time() > deadline + GRACE_S
+        note = _read(running) or {}
+        limit_s = limits_s.get(str(note.get("stage")), max(limits_s.values()))
         slow = time.time() - _started(running) > limit_s
         if late or slow:
             worker.kill()

@@ -1,4 +1,4 @@
-"""Stage g: which tiles are fastest, and which self-attention; winners go into kernels/tiles.json.
+"""Stage tiles: which are fastest, and which self-attention; winners go into the run's tiles.json.
 
 Sizes are tried first, then ways to feed the best of them: persistent programs, descriptors, warp
 specialization. A candidate counts only if its output is that of the current tiles, up to twice
@@ -102,7 +102,7 @@ def subjects(scale: Scale) -> list[Subject]:
     if not scale.rehearsal:
         heights = tuple(RowTiles(*pair) for pair in itertools.product((1, 2, 4, 8), (4, 8)))
         loading = [(False, False), (True, False)]
-        if torch.cuda.get_device_capability(scale.device) >= (10, 0):
+        if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (10, 0):
             loading.append((True, True))  # before, specialization changes nothing
         feeds = tuple((programs, *how) for programs in (0, 1, 2) for how in loading)
     by_rows = tuple(
@@ -165,7 +165,7 @@ def in_words(made: Tiles) -> str:
 def ranking(bench: Bench, entry: str) -> list[tuple[str, Tiles, float]]:
     """Candidates of an entry that were timed, the fastest first: name, tiles, ms."""
     found = []
-    for row in bench.measured("g"):
+    for row in bench.measured("tiles"):
         own, _, name = row["name"].partition(": ")
         if own == entry and "candidate" in row:
             kind = AttentionTiles if "block_m" in row["candidate"] else RowTiles
@@ -235,7 +235,7 @@ def _compete(bench: Bench, key: str, name: str) -> Row:
 def _choose(bench: Bench, keys: list[str]) -> Row:
     """The self-attention that takes least time over these scenes."""
     times: dict[str, list[Row]] = {}
-    for row in bench.measured("g"):
+    for row in bench.measured("tiles"):
         op, _, name = row["name"].partition(": ")
         if op == "self_attention" and "tflops" in row:
             times.setdefault(name, []).append(row)
@@ -261,4 +261,4 @@ def _choose(bench: Bench, keys: list[str]) -> Row:
 
 def tiles_digest() -> str:
     """Of the tiles that kernels are launched with."""
-    return hashlib.sha256(tiles.FILE.read_bytes()).hexdigest()[:12]
+    return hashlib.sha256(tiles.file_here().read_bytes()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""What won a sweep, written where kernels look it up, and beside the rows."""
+"""What won a sweep, in tiles.json beside the rows: what is measured later uses it."""
 
 import json
 from pathlib import Path
@@ -11,23 +11,23 @@ from lumosx_rt.kernels import tiles
 
 
 def write(bench: Bench, key: str, entry: dict[str, Any]) -> None:
-    """Put an entry of this GPU's architecture into tiles.json.
+    """Put an entry of this GPU's architecture into the run's own table.
 
-    A copy is beside the rows, for runs on a machine that is given back; a rehearsal writes that
-    copy only.
+    A rehearsal's is the table of sm_90 with what it tried, and nobody reads it.
     """
-    copy = bench.out / tiles.FILE.name
-    if bench.scale.rehearsal:
-        _put(copy, "sm_90", key, entry)
-        return
-    sm = tiles.architecture(torch.cuda.get_device_capability(bench.scale.device))
-    _put(tiles.FILE, f"sm_{sm}", key, entry)
-    copy.write_bytes(tiles.FILE.read_bytes())
+    file = bench.out / tiles.FILE.name
+    sm = 90
+    if not bench.scale.rehearsal:
+        sm = tiles.architecture(torch.cuda.get_device_capability(bench.scale.device))
+    table = json.loads((file if file.exists() else tiles.FILE).read_text("utf-8"))
+    table[f"sm_{sm}"][key] = entry
+    write_table(file, table)
+    if not bench.scale.rehearsal:
+        tiles.read_from(file)
 
 
-def _put(file: Path, architecture: str, key: str, entry: dict[str, Any]) -> None:
-    table = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    table.setdefault(architecture, {})[key] = entry
+def write_table(file: Path, table: dict[str, dict[str, dict[str, Any]]]) -> None:
+    """Write a table of tiles, an entry a line, whole or not at all."""
     new = file.with_suffix(".new")
     parts = []
     for name, entries in table.items():

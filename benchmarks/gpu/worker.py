@@ -16,9 +16,13 @@ from benchmarks.gpu import (
     attention,
     correctness,
     cross,
+    encoders,
+    end_to_end,
     environment,
     forward,
-    gemm,
+    machine,
+    packages,
+    products,
     rows,
     sweep,
 )
@@ -26,17 +30,29 @@ from benchmarks.gpu.book import NAME, RUNNING, Book, Row, read, table, write
 from benchmarks.gpu.cases import Bench, Case
 from benchmarks.gpu.scale import full, rehearsal
 from benchmarks.gpu.supervise import AGAIN
+from lumosx_rt.kernels import tiles as tiles_here
 
 STAGES: dict[str, Callable[[Bench], Iterator[Case]]] = {
-    "a": correctness.cases,
-    "b": attention.cases,
-    "c": cross.cases,
-    "d": rows.cases,
-    "e": gemm.cases,
-    "f": forward.cases,
-    "g": sweep.cases,
+    "machine": machine.cases,
+    "correctness": correctness.cases,
+    "first_forward": forward.first,
+    "small_package": packages.small,
+    "attention": attention.cases,
+    "cross": cross.cases,
+    "forward": forward.cases,
+    "encoders": encoders.cases,
+    "end_to_end": end_to_end.cases,
+    "full_package": packages.whole,
+    "products": products.cases,
+    "rows": rows.cases,
+    "tiles": sweep.cases,
 }
-TILED = set("abcdf")  # stages whose rows depend on tiles.json
+UNTILED = {"machine", "encoders", "products", "tiles"}  # no row of theirs depends on tiles.json
+
+
+def code_of(stage: str) -> str:
+    """Return the digest of what decides a stage's rows."""
+    return environment.code_of(STAGES[stage].__module__)
 
 
 def work(stages: list[str], out: Path, rehearse: bool, deadline: float, since: float) -> int:
@@ -48,7 +64,9 @@ def work(stages: list[str], out: Path, rehearse: bool, deadline: float, since: f
         raise ValueError("there is no GPU; --rehearse does everything small on a CPU")
     torch.set_grad_enabled(False)
     facts = environment.record(rehearse)
-    book = Book(out, environment.identity(facts), rehearse, since)
+    book = Book(out, environment.identity(facts), rehearse, since, code_of)
+    if not rehearse and (out / tiles_here.FILE.name).exists():
+        tiles_here.read_from(out / tiles_here.FILE.name)  # winners of an earlier call
     if not any(
         row["stage"] == "environment" and row["environment"] == book.environment
         for row in read(out / NAME)
@@ -62,7 +80,7 @@ def work(stages: list[str], out: Path, rehearse: bool, deadline: float, since: f
     words = environment.in_words(facts)
     bench = Bench(scale, words, out, lambda stage: list(book.rows(stage).values()))
     for stage in stages:
-        tiles = sweep.tiles_digest() if stage in TILED else ""
+        tiles = "" if stage in UNTILED else sweep.tiles_digest()
         missing, wanted = [], []
         for case in STAGES[stage](bench):
             key = (case.name, case.shape, tiles)
@@ -73,7 +91,8 @@ def work(stages: list[str], out: Path, rehearse: bool, deadline: float, since: f
                 missing.append(case)
                 continue
             note = {"stage": stage, "name": case.name, "shape": case.shape, "tiles": tiles}
-            (out / RUNNING).write_text(json.dumps(note | {"environment": book.environment}))
+            about = {"environment": book.environment, "code": code_of(stage)}
+            (out / RUNNING).write_text(json.dumps(note | about))
             book.append(**note, found=_attempt(case, bench))
             (out / RUNNING).unlink()
             if not _alive(scale.device):

@@ -1,4 +1,4 @@
-"""Stage e: matrix products of the linear layers, in bf16 and in e4m3 with both scalings.
+"""Stage products: matrix products of the linear layers, in bf16 and in e4m3 with both scalings.
 
 Inputs are quantized before. `qkv` is what one product for queries, keys and values would be.
 """
@@ -20,7 +20,7 @@ from lumosx_rt.kernels.numerics import E4M3_MAX
 from lumosx_rt.reference.backbones import cost as roofline
 from lumosx_rt.reference.backbones.config import LumosXConfig
 
-WAYS = ("bf16", "e4m3 row-wise", "e4m3 tensor-wise")
+WAYS = ("bf16", "e4m3 row-wise", "e4m3 row-wise, exact sums", "e4m3 tensor-wise")
 
 
 def cases(bench: Bench) -> Iterator[Case]:
@@ -54,6 +54,9 @@ def problem(scale: Scale, key: str, layer: str, dtype: torch.dtype) -> Problem:
         ways[name] = Way(
             partial(scaled_product, given.values, *own), f"{layer}: plain {name}", e4m3
         )
+        if module is row_wise:
+            slow = partial(scaled_product, given.values, *own, fast_sums=False)
+            ways[f"{name}, exact sums"] = Way(slow, f"{layer}: plain {name}", e4m3)
         plain = partial(in_float32, module, given)
         ways[f"plain {name}"] = Way(plain, f"{layer}: plain {name}")
 
