@@ -86,7 +86,10 @@ def poisoned(run: Callable[[], Any]) -> Any:
     """
     first = run()
     for tensor in tensors(first):
-        tensor.view(torch.uint8).fill_(0xFF)  # not a number in every format
+        if tensor.itemsize > 1:
+            tensor.fill_(torch.nan)
+        else:  # 8-bit formats are filled by their bits
+            tensor.view(torch.uint8).fill_(0xFF)
     del first
     return run()
 

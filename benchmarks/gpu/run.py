@@ -71,7 +71,7 @@ def _supervise(stages: list[str], out: Path, rehearse: bool, minutes: float, sin
     command = [sys.executable, "-m", "benchmarks.gpu.run", "--stage", *stages, "--out", str(out)]
     command += ["--rehearse"] * rehearse + ["--worker", str(deadline), str(since)]
     limits = {stage: ROW_LIMIT_S.get(stage, OTHER_ROW_LIMIT_S) for stage in stages}
-    return supervise(command, out, deadline, limits, rehearse)
+    return supervise(command, out, deadline, limits)
 
 
 def _work(stages: list[str], out: Path, rehearse: bool, deadline: float, since: float) -> int:

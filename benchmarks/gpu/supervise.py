@@ -21,7 +21,6 @@ def supervise(
     out: Path,
     deadline: float,
     row_limits_s: Mapping[str, float],
-    rehearsal: bool = False,
 ) -> int:
     """Run a worker, and another for what is left where it was lost; an exit status.
 
@@ -40,14 +39,13 @@ def supervise(
         if not ended:
             reason = f"{reason}; its process could not be ended within {DYING_S:g} s"
             if note is not None:
-                row = note | {"failed": reason.strip("; "), "time": round(time.time(), 1)}
-                write(out / NAME, row | ({"rehearsal": True} if rehearsal else {}))
+                failed = {"failed": reason.strip("; "), "time": round(time.time(), 1)}
+                write(out / NAME, note | failed)
             return STUCK
         if note is None and worker.returncode != AGAIN:
             return worker.returncode  # finished, or cannot even start
         if note is not None and reason:
-            row = note | {"failed": reason, "time": round(time.time(), 1)}
-            write(out / NAME, row | ({"rehearsal": True} if rehearsal else {}))
+            write(out / NAME, note | {"failed": reason, "time": round(time.time(), 1)})
 
 
 def _ended(worker: "subprocess.Popen[bytes]") -> bool:

@@ -64,7 +64,10 @@ def work(stages: list[str], out: Path, rehearse: bool, deadline: float, since: f
         raise ValueError("there is no GPU; --rehearse does everything small on a CPU")
     torch.set_grad_enabled(False)
     facts = environment.record(rehearse)
-    book = Book(out, environment.identity(facts), rehearse, since, code_of)
+    # what a GPU that launches nothing took is no measurement, whatever its size
+    rehearsed = rehearse or str(facts["gpu"]).startswith("null GPU")
+    facts["rehearsal"] = rehearsed
+    book = Book(out, environment.identity(facts), rehearsed, since, code_of)
     if not rehearse and (out / tiles_here.FILE.name).exists():
         tiles_here.read_from(out / tiles_here.FILE.name)  # winners of an earlier call
     if not any(
@@ -91,7 +94,8 @@ def work(stages: list[str], out: Path, rehearse: bool, deadline: float, since: f
                 missing.append(case)
                 continue
             note = {"stage": stage, "name": case.name, "shape": case.shape, "tiles": tiles}
-            about = {"environment": book.environment, "code": code_of(stage)}
+            about: Row = {"environment": book.environment, "code": code_of(stage)}
+            about |= {"rehearsal": True} if rehearsed else {}
             (out / RUNNING).write_text(json.dumps(note | about))
             book.append(**note, found=_attempt(case, bench))
             (out / RUNNING).unlink()
@@ -99,7 +103,7 @@ def work(stages: list[str], out: Path, rehearse: bool, deadline: float, since: f
                 return AGAIN
         bench.latest.forget()
         found = book.rows(stage)
-        print(f"\n-- stage {stage}, {bench.gpu}{', REHEARSAL' * rehearse}")
+        print(f"\n-- stage {stage}, {bench.gpu}{', REHEARSAL' * rehearsed}")
         print(table([found[key] for key in wanted if key in found]))
         for case in missing:
             print(f"missing, out of time: {case.name} {case.shape}")

@@ -22,7 +22,7 @@ def gate(tmp_path: Path, *arguments: str, tiles: dict | None = None) -> tuple[in
         (tmp_path / "tiles.json").write_text(json.dumps(tiles))
         patched = (
             "import runpy, sys, pathlib; import lumosx_rt.kernels.tiles as t; "
-            f"t.FILE = pathlib.Path({str(tmp_path / 'tiles.json')!r}); "
+            f"t.read_from(pathlib.Path({str(tmp_path / 'tiles.json')!r})); "
             f"sys.argv = {command[2:]!r}; runpy.run_module(sys.argv[0], run_name='__main__')"
         )
         command = [sys.executable, "-c", patched]

@@ -39,12 +39,15 @@ compile=(g++ -std=c++17 -O1 -shared -fPIC "-I$out/cuda/include")
 "${compile[@]}" "$here/driver.cpp" -o "$out/lib/libcuda.so.1" -Wl,-soname,libcuda.so.1 -ldl
 ln -sf libcuda.so.1 "$out/lib/libcuda.so"
 
+mkdir -p "$out/site"
+cp "$here/sitecustomize.py" "$out/site/"
+
 # one thread of everything: results are the same, and machines are small
 cat > "$out/python" <<LAUNCHER
 #!/bin/sh
 export LD_LIBRARY_PATH="$out/lib" TRITON_LIBCUDA_PATH="$out/lib" LIBRARY_PATH="$out/lib"
 export CUDA_HOME="$out/cuda" OMP_NUM_THREADS=\${OMP_NUM_THREADS:-1} TORCHINDUCTOR_COMPILE_THREADS=1
-export PYTHONPATH="$root" LD_PRELOAD="$out/libnullgpu.so"
+export PYTHONPATH="$root:$out/site" LD_PRELOAD="$out/libnullgpu.so"
 exec "$out/venv/bin/python" "\$@"
 LAUNCHER
 chmod +x "$out/python"

@@ -1,10 +1,10 @@
-// The device that is not there: an H200 by its published figures.
+// The device that is not there: an H200 by its published figures, under a name that says so.
 #pragma once
 #include <cstddef>
 
 namespace nullgpu {
 
-constexpr const char* name = "NVIDIA H200";
+constexpr const char* name = "null GPU, as an NVIDIA H200";
 constexpr size_t memory_bytes = size_t{141} * 1000 * 1000 * 1000;
 constexpr int major = 9, minor = 0, processors = 132, registers = 65536, l2_bytes = 60 << 20;
 constexpr int shared_static = 49152, shared_most = 232448, shared_processor = 233472;

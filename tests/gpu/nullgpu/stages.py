@@ -10,6 +10,7 @@ everything is compiled, loaded, launched, captured and copied as on a GPU, and n
 
 import ctypes
 import json
+import subprocess
 import sys
 import threading
 import time
@@ -425,16 +426,29 @@ def training(folder: str) -> Facts:
     }
 
 
+def suite(folder: str, *calls: str) -> Facts:
+    """Run calls of `benchmarks.gpu`, at full size; count the rows of every stage, and failures."""
+    rows: dict[str, int] = {}
+    failed: dict[str, str] = {}
+    for call in calls:
+        command = [sys.executable, "-m", "benchmarks.gpu.run", call, "-o", folder]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    for line in Path(folder, "rows.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        rows[row["stage"]] = rows.get(row["stage"], 0) + 1
+        if "failed" in row:
+            failed[f"{row['stage']}: {row['name']} {row['shape']}"] = row["failed"][:200]
+    return {"calls": list(calls), "rows": rows, "failed": failed}
+
+
 STAGES: dict[str, Callable[..., Facts]] = {
-    f.__name__: f for f in (driver, fake, operators, package, serve, threads, engine, training)
+    f.__name__: f
+    for f in (driver, fake, operators, package, serve, threads, engine, training, suite)
 }
 
 
 def main(name: str, *given: str) -> None:
     started = time.monotonic()
-    # cuDNN asks the GPU itself; packages that call it by name find a stand-in
-    torch.backends.cudnn.enabled = False
-    torch.backends.cuda.enable_cudnn_sdp(False)
     if name != "training":
         torch.set_grad_enabled(False)
     facts = STAGES[name](*given)

@@ -105,7 +105,7 @@ def test_a_build_without_headers_is_refused_before_it_begins() -> None:
     torch = TORCHES[-1]
     if not (home(torch) / "python").exists():
         pytest.skip(f"make nullgpu TORCH={torch} was not run")
-    assert stage(torch, "driver")["gpu"]["name"] == "NVIDIA H200"
+    assert stage(torch, "driver")["gpu"]["name"].startswith("null GPU")
     launcher = (home(torch) / "python").read_text()
     code = "from lumosx_rt.backends.torch.toolchain import check_toolchain; check_toolchain('cuda')"
     for variable, said in (("CUDA_HOME", "cuda.h"), ("LIBRARY_PATH", "-lcuda")):
