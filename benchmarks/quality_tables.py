@@ -234,6 +234,38 @@ def _compiled(row: Record | None) -> str:
     return f"{row['registers']} / {row['shared_bytes'] / 1024:.0f}"
 
 
+def nullgpu(record: Record, root: Path) -> str:
+    """What packages of full width took and reserved on a GPU that launches nothing, by torch."""
+    head = ["torch", "package", "blocks", "seconds to build", "MB", "launches of a step"]
+    head += [f"GiB reserved / planned, {what}" for what in _NULL_LAYOUTS.values()]
+    rows = [head, ["---"] * len(head)]
+    for torch, found in sorted(record["torch"].items()):
+        served = {(f["precision"], f["blocks"]): f for f in found if f["stage"] == "serve"}
+        for built in (f for f in found if f["stage"] == "package"):
+            layouts = served[built["precision"], built["blocks"]]["layouts"]
+            by_key = {(row["layout"], row["seeds"]): row for row in layouts}
+            most = [by_key[key] for key in _NULL_LAYOUTS]
+            rows.append(
+                [
+                    torch,
+                    f"{built['precision']} ({built['self_attention']})",
+                    str(built["blocks"]),
+                    f"{built['compile_seconds']:.0f}",
+                    str(built["megabytes"]),
+                    str(most[-1]["launches"]),
+                    *(f"{row['reserved_gib']:.1f} / {row['planned_gib']:.1f}" for row in most),
+                ]
+            )
+    return _markdown(rows)
+
+
+_NULL_LAYOUTS = {
+    ("21x30x52+0+-", 1): "no references",
+    ("21x30x52+4+4.4.4", 1): "16 references",
+    ("21x30x52+4+4.4.4", 4): "16 and 4 seeds",
+}
+
+
 def fp8_schemes(record: Record, root: Path) -> str:
     """Signal to noise of the velocity with every site in FP8."""
     bins = len(record["bins"])

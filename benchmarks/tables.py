@@ -234,6 +234,7 @@ TABLES: dict[str, tuple[Any, ...]] = {
     "kills": (quality_tables.kills, f"{RESULTS}/kills.json"),
     "mutations": (quality_tables.mutations, f"{RESULTS}/mutations.json"),
     "kernels": (quality_tables.kernels, f"{RESULTS}/compile_gate.json"),
+    "nullgpu": (quality_tables.nullgpu, f"{RESULTS}/nullgpu.json"),
     "fp8-schemes": (quality_tables.fp8_schemes, "calibration/tiny/calibration.json"),
     "fp8-quality": (quality_tables.fp8_quality, f"{RESULTS}/fp8_quality.json"),
     "full-size": (

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lumosx_rt.reference.backbones.loading import load_transformer
 from lumosx_rt.reference.backbones.wan import LumosX
-from lumosx_rt.reference.errors import BadInput, LumosXError, listing
+from lumosx_rt.reference.errors import BadInput, LumosXError, Unsupported, listing
 from lumosx_rt.reference.files import look_at, open_regular, replacing, write_atomically
 from lumosx_rt.reference.packages import require
 from lumosx_rt.reference.places import held, place_of, try_folder
@@ -41,6 +41,7 @@ STATE_FILE = "state.safetensors"
 METRICS_FILE = "metrics.jsonl"
 METRICS_LIMIT_BYTES = 1 << 30
 LOSS_MEMORY = 0.98  # of the smoothed loss
+_SHARING = ("NO", "MULTI_GPU", "MULTI_CPU")  # of accelerate: processes that share scenes
 MEASURED_STEPS = 3  # before a remaining time is told
 
 
@@ -328,6 +329,13 @@ class _AcceleratedCrew(_Crew):
         from accelerate import Accelerator
 
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
+        kind = str(self.accelerator.distributed_type).rpartition(".")[2]
+        if kind not in _SHARING:
+            raise Unsupported(
+                f"training: accelerate is set to {kind}, which shards the model or is no torch "
+                "device; every process holds it whole here (averages and optimizer are of whole "
+                "tensors): launch with torchrun, or accelerate's MULTI_GPU"
+            )
         super().__init__(str(self.accelerator.device))
         self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main = self.accelerator.is_main_process

@@ -324,3 +324,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(caches, tmp_path: Path) -> None
     with pytest.raises(LumosXError, match="at step 2 the loss is nan"):
         train(recipe, tmp_path, caches={"one": bad})
     assert (tmp_path / "state.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_training_that_is_sharded_is_refused(
+    caches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Averages and optimizer are of whole tensors, which a sharded model does not have."""
+    import accelerate
+
+    class Sharded:
+        def __init__(self, **options: object) -> None:
+            self.distributed_type = f"DistributedType.{kind}"
+
+    monkeypatch.setattr(accelerate, "Accelerator", Sharded)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(LumosXError, match=f"accelerate is set to {kind}, which shards"):
+        train(recipe_of(), tmp_path, caches=caches)
+    assert not list(tmp_path.iterdir())
