@@ -26,13 +26,13 @@ from lumosx_rt.reference.backbones.ops import (
 )
 
 _WIDE = (torch.float32, torch.float16, torch.bfloat16)
-_E4M3 = torch.float8_e4m3fn
+E4M3 = torch.float8_e4m3fn
 SUPPORTED = {
-    "relational_attention": (*_WIDE, _E4M3),
+    "relational_attention": (*_WIDE, E4M3),
     "relational_cross_attention": _WIDE,
     "qk_norm_rope": _WIDE,
-    "norm_modulate": (*_WIDE, _E4M3),
-    "linear_fp8": (_E4M3,),
+    "norm_modulate": (*_WIDE, E4M3),
+    "linear_fp8": (E4M3,),
 }
 MAX_HEAD_DIM = 128
 
@@ -51,7 +51,7 @@ def why_unsupported(op: str, sm: int, dtype: torch.dtype, head_dim: int = 128) -
     if dtype not in SUPPORTED[op]:
         accepted = ", ".join(str(d).removeprefix("torch.") for d in SUPPORTED[op])
         return f"{op} takes {accepted}, not {str(dtype).removeprefix('torch.')}"
-    if dtype == _E4M3 and sm < 89:
+    if dtype == E4M3 and sm < 89:
         return f"{op} in e4m3 needs sm_89 or later, this is sm_{sm}"
     if "attention" in op and head_dim > MAX_HEAD_DIM:
         return f"{op} takes heads of up to {MAX_HEAD_DIM} channels, not {head_dim}"
@@ -80,8 +80,8 @@ def fused_ops(
     """
     sm = capability[0] * 10 + capability[1]
     needed = [(op, torch.bfloat16) for op in SUPPORTED if op != "linear_fp8"]
-    needed += [("relational_attention", _E4M3)] * e4m3_attention
-    needed += [("norm_modulate", _E4M3), ("linear_fp8", _E4M3)] * e4m3_rows
+    needed += [("relational_attention", E4M3)] * e4m3_attention
+    needed += [("norm_modulate", E4M3), ("linear_fp8", E4M3)] * e4m3_rows
     for op, dtype in needed:
         problem = why_unsupported(op, sm, dtype, head_dim)
         if problem:

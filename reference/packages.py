@@ -20,6 +20,7 @@ EXTRAS = {
     "matplotlib": "build",
     "scipy": "build",
     "triton": "cuda",
+    "cuda": "cuda",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt",
 }

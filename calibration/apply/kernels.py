@@ -17,7 +17,7 @@ from torch import nn
 from lumosx_rt.calibration.attach import attached, linear_at, wrapped
 from lumosx_rt.calibration.calibration_file import Calibration
 from lumosx_rt.calibration.sites import is_attention, part_of
-from lumosx_rt.kernels.fused import fused_ops
+from lumosx_rt.kernels.fused import E4M3, fused_ops, why_unsupported
 from lumosx_rt.kernels.linear_fp8 import GeluQuantize, LinearFp8
 from lumosx_rt.kernels.tiles import Capability, architecture, e4m3_attention_pays
 from lumosx_rt.reference.backbones.ops import Attended, Ops, SelfAttention, SelfAttentionOp
@@ -43,6 +43,9 @@ def on_kernels(
     if rows and document.scheme["weights"] != "channel":
         raise ValueError("scales found row by row come with weights a channel")
     linears = {site for site in document.sites if not is_attention(site)}
+    problem = why_unsupported("linear_fp8", 10 * capability[0] + capability[1], E4M3)
+    if problem and linears & quantized:
+        raise ValueError(problem)
     if e4m3_attention is None:
         e4m3_attention = e4m3_attention_pays(architecture(capability))
     attended = {site for site in quantized if e4m3_attention and part_of(site) == "self"}

@@ -47,6 +47,7 @@ class Serves(Protocol):
     """What a service needs of an engine."""
 
     max_memory: int | None
+    max_device_memory: int | None
     health: Health
 
     def prepare(self, scene: Scene | str | Path, **settings: Unpack[Settings]) -> Request: ...
@@ -169,7 +170,7 @@ class Service:
             gather_seconds, "service: gather_seconds", 0, LONGEST_GATHERING_SECONDS
         )
         self._turn: AbstractContextManager[object] = (
-            nullcontext() if engine.max_memory is None else Lock()
+            nullcontext() if engine.max_memory is engine.max_device_memory is None else Lock()
         )
         self._pid, self._closed, self._dropping = os.getpid(), False, False
         self._broken: LumosXError | None = None

@@ -24,7 +24,9 @@ SOURCES = (*PACKAGE, "benchmarks", "samples", "examples")
 PROGRAMS = ("lumosx-rt", "python", "make", "pip", "apt", "pytest", "pre-commit")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
-NEEDS = re.compile(r"checkpoints/lumosx|engines/lumosx|wan2\.1|two.phases|bench-gpu|^pip |^apt ")
+NEEDS = re.compile(
+    r"checkpoints/lumosx|engines/lumosx|wan2\.1|two.phases|bench-gpu|nullgpu|^pip |^apt "
+)
 EXECUTED = (
     "lumosx-rt inspect samples/two-friends",
     "lumosx-rt inspect 21x30x52+1+4.4",
@@ -146,7 +148,9 @@ def _script(words: list[str]) -> str | None:
 
 def _target(words: list[str]) -> str | None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    missing = [word for word in words if not re.search(f"^{word}:", makefile, re.MULTILINE)]
+    # NAME=VALUE is asked for where the makefile reads it
+    wanted = [f"$({word.split('=')[0]})" if "=" in word else f"\n{word}:" for word in words]
+    missing = [word for word, found in zip(words, wanted, strict=True) if found not in makefile]
     return f"no target {', '.join(missing)}" if missing else None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu.compile_gate import claims
 from lumosx_rt.kernels.tiles import ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
@@ -61,3 +62,14 @@ def test_a_configuration_that_spills_fails(tmp_path: Path) -> None:
     problems = {row["kernel"]: row.get("problem", "") for row in rows}
     assert status == 1 and "spills" in problems["relational_attention"]
     assert not problems["bias_table"]
+
+
+@pytest.mark.parametrize("triton", ["3.6.0", "3.7.1", "3.9.0"])
+def test_it_was_passed_on_every_triton_that_torch_demands(triton: str) -> None:
+    """3.6.0 and 3.7.1 come with the CUDA builds of torch 2.11 and 2.13; kernels are as recorded."""
+    name = "compile_gate.json" if triton == "3.9.0" else f"compile_gate_triton_{triton}.json"
+    record = json.loads((ROOT / "benchmarks/results" / name).read_text())
+    assert record["triton"] == triton
+    found = {(row["kernel"], row["what"], row["sm"]) for row in record["rows"]}
+    assert found == {(k.name, words, sm) for sm in ARCHITECTURES for words, k in claims(sm)}
+    assert not [row for row in record["rows"] if "problem" in row]

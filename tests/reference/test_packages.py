@@ -22,10 +22,9 @@ from lumosx_rt.reference.training import loop
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("reference", "kernels", "export", "calibration", "lumosx_rt")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-CALLED = {"PIL": "pillow", "modelopt": "nvidia-modelopt"}
+CALLED = {"PIL": "pillow", "modelopt": "nvidia-modelopt", "cuda": "cuda-python"}
 """Modules that are called otherwise than what installs them."""
 UNIMPORTED = {
-    "cuda-python": "the driver and NVRTC, for kernels that are compiled on the machine",
     "onnxruntime-gpu": "is imported as onnxruntime",
 }
 

@@ -54,7 +54,10 @@ def _problem_of_cuda() -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "tried.cpp")
         source.write_text(_TRIED)
-        options = CppTorchDeviceOptions(device_type="cuda", aot_mode=True)
+        try:
+            options = CppTorchDeviceOptions(device_type="cuda", aot_mode=True)
+        except OSError as error:  # it looks for a toolkit
+            return str(error).splitlines()[0].rstrip(".")
         builder = CppBuilder("tried", str(source), options, output_dir=folder)
         command = builder.get_command_line()
         done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=folder)

@@ -5,6 +5,7 @@ import math
 import random
 import sys
 import threading
+import time
 from concurrent.futures import CancelledError, wait
 from contextlib import suppress
 from types import SimpleNamespace
@@ -30,7 +31,7 @@ class FakeEngine:
     A scene is (shape, whether it is refused).
     """
 
-    max_memory = None
+    max_memory = max_device_memory = None
 
     def __init__(self, **broken: BaseException) -> None:
         self.health, self.broken = Health(), broken
@@ -169,6 +170,35 @@ def test_a_callback_that_raises_stops_nothing():
 
 
 # -- any mix ------------------------------------------------------------------------------------
+
+
+class Crowded(FakeEngine):
+    """Counts how many of its stages are under way at once, at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = self.most = 0
+
+    def at(self, stage: str) -> None:
+        if stage == "max_batch":  # a formula, no work
+            return
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        time.sleep(0.01)
+        self.inside -= 1
+
+
+@pytest.mark.parametrize("limit", ["max_memory", "max_device_memory", None])
+def test_stages_take_turns_where_memory_is_limited(limit):
+    """A plan is of one stage at a time, in either memory; without one they overlap."""
+    engine = Crowded()
+    if limit:
+        setattr(engine, limit, 1)
+    with Service(engine, together=1, gather_seconds=0.0) as service:
+        futures = [service.submit((0, False)) for _ in range(12)]
+        for future in futures:
+            future.result(timeout=30)
+    assert (engine.most == 1) == (limit is not None)
 
 
 @pytest.mark.parametrize("seed", range(12))
