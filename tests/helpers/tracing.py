@@ -21,7 +21,7 @@ def in_less_time() -> Iterator[None]:
     with (
         torch._dynamo.config.patch(fake_tensor_cache_enabled=False),
         symbolic.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]  # a config module
-        inductor.patch({"cpp.simdlen": 1}),
+        inductor.patch({"cpp.simdlen": 1, "aot_inductor.compile_wrapper_opt_level": "O0"}),
     ):
         gc.disable()
         try:

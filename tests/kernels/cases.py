@@ -28,7 +28,6 @@ HALF = [torch.bfloat16, torch.float16]
 _QUICK = {
     (torch.float32, "groups of one to four"),
     (torch.bfloat16, "streams with their own groups"),
-    (torch.bfloat16, "visibility on and off"),
 }
 SWEEP = [
     pytest.param(

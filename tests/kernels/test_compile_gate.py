@@ -53,6 +53,7 @@ def test_what_is_claimed_compiles(sm: int, which: list[str], least: int, tmp_pat
         assert any(row["e4m3_products"] for row in attention)
 
 
+@pytest.mark.slow
 def test_a_configuration_that_spills_fails(tmp_path: Path) -> None:
     """Control: four warps are too few for tiles of 128 by 128."""
     tiles = json.loads((ROOT / "kernels" / "tiles.json").read_text())

@@ -55,6 +55,7 @@ def models(dtype: torch.dtype) -> tuple[LumosX, LumosX]:
     return exact, model
 
 
+@pytest.mark.slow
 def test_the_fused_model_in_bfloat16_errs_at_most_twice_as_much_as_plain_torch() -> None:
     exact, model = models(BF16)
     wanted = velocities(exact)

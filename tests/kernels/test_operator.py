@@ -22,6 +22,7 @@ NAMES = (
     "relational_cross_attention",
     "gelu_quantize",
 )
+SLOW = pytest.mark.slow  # the interpreter takes seconds for each
 SMALL = {"heads": 1, "head_dim": 32, "seeds": 1}
 
 
@@ -59,7 +60,13 @@ def test_one_graph_serves_all_sizes_on_a_gpu(name: str, uninterpreted: dict[str,
     assert found and found == {axis: list(LIMITS[axis][1:]) for axis in found}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("qk_norm_rope", "group_attention") else SLOW)
+        for name in NAMES
+    ],
+)
 def test_interpreted_operators_pass_opcheck(name: str, monkeypatch) -> None:
     """Every call of an operator that the function makes is checked on its own arguments."""
     function, tensors = calls(Case("frames of one tile", **SMALL), torch.float32)[name]

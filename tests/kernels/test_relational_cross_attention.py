@@ -62,6 +62,7 @@ def test_bias_table(name: str) -> None:
     assert exact.abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_without_bias_and_with_an_empty_template() -> None:
     case = Case("frames of one tile", seeds=1)
     nothing = WordBias(torch.zeros_like(case.bias.template), 0.7)

@@ -8,11 +8,14 @@ from lumosx_rt.reference.backbones import ops
 from tests.helpers.budget import assert_within_budget
 from tests.kernels.cases import LAYOUTS, Case
 
+SLOW = pytest.mark.slow
 ON_GPUS = [name for name in NAMES if name.endswith((":cudnn", ":efficient"))]
 ON_A_CPU = [name for name in NAMES if name not in ON_GPUS]
 
 
-@pytest.mark.parametrize("name", ON_A_CPU)
+@pytest.mark.parametrize(  # our kernel alone has its own tests
+    "name", [pytest.param(n, marks=[SLOW] if n == "triton" else []) for n in ON_A_CPU]
+)
 @pytest.mark.parametrize("layout", ["streams with their own groups", "no references"])
 def test_every_implementation_is_the_same_attention(layout: str, name: str) -> None:
     torch.use_deterministic_algorithms(False)  # torch's own kernels own their scratch buffers

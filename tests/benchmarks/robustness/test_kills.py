@@ -67,6 +67,7 @@ def test_build_and_train_go_on_after_kills(killed, micro, micro_bundle, tmp_path
         assert found["kills"] >= 5 and found["finished"] >= 1 and not found["wrong"], (name, found)
 
 
+@pytest.mark.slow
 def test_a_careless_command_is_seen(killed):
     found = killed(OWN)
     assert found["careful"]["kills"] == 12 and not found["careful"]["wrong"]

@@ -313,6 +313,7 @@ def test_only_a_verified_engine_has_a_speed_up(engine_runs, tmp_path, monkeypatc
         engine_runs(tmp_path / "a")
 
 
+@pytest.mark.slow
 def test_a_first_request_in_its_own_process(micro, micro_bundle, copied, monkeypatch) -> None:
     settings = {"steps": 1, "shift": 3.0, "guidance": 1.0}
     options = {"components": micro_bundle, "provider": "cpu", "trust": False}

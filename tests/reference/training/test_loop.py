@@ -168,6 +168,7 @@ def test_the_averaged_model_comes_back(caches, tmp_path: Path) -> None:
     assert not torch.allclose(model.head.head.weight, state_of(tmp_path)["model.head.head.weight"])
 
 
+@pytest.mark.slow
 def test_training_learns(caches, tmp_path: Path) -> None:
     """One scene, again and again: what is learnt shows on noise that was never seen."""
     data = Toy(1, name="two", fingerprint="other", kinds=((1, (2, 1)),))

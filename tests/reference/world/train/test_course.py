@@ -33,6 +33,7 @@ def made(tmp_path_factory) -> tuple[Path, list[str]]:
     return bundle, parts
 
 
+@pytest.mark.slow
 def test_every_part_is_done_once_in_its_order(made):
     _, parts = made
     order = ["text", "pictures", "clips", "latents of one", "one", "latents of many", "many"]
@@ -40,6 +41,7 @@ def test_every_part_is_done_once_in_its_order(made):
     assert parts.count("text") == 2 and parts.count("pictures") == 1 and parts.count("one") == 2
 
 
+@pytest.mark.slow
 def test_the_bundle_has_all_four_parts(made):
     bundle, _ = made
     encoder, vae = load_text_encoder(bundle, TEXT_LEN), load_vae(bundle)
@@ -49,6 +51,7 @@ def test_the_bundle_has_all_four_parts(made):
     assert len(deviations) == 1 and deviations != {1.0}
 
 
+@pytest.mark.slow
 def test_a_finished_course_does_nothing(made):
     bundle, _ = made
     again: list[str] = []
