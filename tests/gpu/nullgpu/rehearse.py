@@ -1,6 +1,7 @@
 """Run every stage on the null GPU of one torch, and keep what was found.
 
-    python -m tests.gpu.nullgpu.rehearse 2.13.0 [-o benchmarks/results/nullgpu.json] [--blocks 2 8]
+    python -m tests.gpu.nullgpu.rehearse 2.13.0 [-o benchmarks/results/nullgpu.json]
+        [--blocks 2 8] [--calls works]
 
 Needs `build.sh` to have built it (`make nullgpu` does both).
 """
@@ -38,8 +39,10 @@ def stage(torch: str, *words: object) -> Facts:
     return facts
 
 
-def rehearse(torch: str, blocks: Sequence[int] = (2,)) -> Iterator[Facts]:
-    """All stages, packages of so many blocks; yields what each found."""
+def rehearse(
+    torch: str, blocks: Sequence[int] = (2,), calls: Sequence[str] = ()
+) -> Iterator[Facts]:
+    """All stages, packages of so many blocks, and calls of the GPU suite; yields what is found."""
     with tempfile.TemporaryDirectory() as folder:
         for name in ("driver", "fake", "operators"):
             yield stage(torch, name)
@@ -56,16 +59,21 @@ def rehearse(torch: str, blocks: Sequence[int] = (2,)) -> Iterator[Facts]:
             part = Path(folder, name)
             part.mkdir()
             yield stage(torch, name, part)
+        if calls:
+            part = Path(folder, "suite")
+            part.mkdir()
+            yield stage(torch, "suite", part, *calls)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("torch", nargs="?", default="2.13.0")
     parser.add_argument("--blocks", type=int, nargs="+", default=[2])
+    parser.add_argument("--calls", nargs="*", default=[], help="of benchmarks.gpu, at full size")
     parser.add_argument("-o", "--out", type=Path)
     given = parser.parse_args()
     found = []
-    for facts in rehearse(given.torch, given.blocks):
+    for facts in rehearse(given.torch, given.blocks, given.calls):
         print(json.dumps(facts), file=sys.stderr, flush=True)
         found.append(facts)
     if given.out:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu.calls import CALLS
 from tests.gpu.nullgpu.rehearse import PRECISIONS, home, rehearse, stage
 
 ROOT = Path(__file__).parents[3]
@@ -60,6 +61,13 @@ def check(found: list[dict]) -> None:
     assert engine["devices"] == {"vae": "{'cuda'}", "text_encoder": "{'cuda'}"}
     assert all(min(parts) > 0 for parts in engine["launches"].values())  # every part launched
     assert engine["served"] == 6 and engine["self_attention"]
+
+    for suite in (facts for facts in found if facts["stage"] == "suite"):
+        assert set(suite["rows"]) >= {
+            name for call in suite["calls"] for name in CALLS[call].stages
+        }
+        # builds are compared with the reference, and zeros are not its numbers
+        assert not [row for row in suite["failed"] if not row.startswith("end_to_end: ")]
 
     (training,) = of["training"]
     assert training["steps"] == 3 and 0 < training["resumed_at"] < 3 and training["launches"] > 1000
