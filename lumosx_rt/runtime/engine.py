@@ -306,7 +306,8 @@ class Engine:
             on_gpu=self.devices.denoise_on_gpu,
             encoders_on_gpu=self.devices.encode_on_gpu,
             gpu_held_bytes=self._gpu_held_bytes
-            + (facts.vae_bytes if self.devices.encode_on_gpu else 0),
+            # and once more in bfloat16
+            + (facts.vae_bytes * 3 // 2 if self.devices.encode_on_gpu else 0),
             text_encoder_bytes=facts.text_encoder_bytes,
             vae_width=facts.vae_width,
             vae_halo=facts.vae_halo,

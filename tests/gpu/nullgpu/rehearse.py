@@ -72,6 +72,8 @@ def main() -> None:
     parser.add_argument("--calls", nargs="*", default=[], help="of benchmarks.gpu, at full size")
     parser.add_argument("-o", "--out", type=Path)
     given = parser.parse_args()
+    if not (home(given.torch) / "python").exists():
+        parser.error(f"torch {given.torch} has no null GPU; make nullgpu TORCH={given.torch}")
     found = []
     for facts in rehearse(given.torch, given.blocks, given.calls):
         print(json.dumps(facts), file=sys.stderr, flush=True)
