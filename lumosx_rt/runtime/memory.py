@@ -23,7 +23,7 @@ Captured graphs take no more than that: what warmed them up is given back before
 
 Constants are fitted to measured peaks (`benchmarks/speed/runtime.py` says how far off they are);
 those of GPUs are not measured. On a GPU that launches nothing (`tests/gpu/nullgpu`) what torch's
-allocator reserves is 0.6 to 0.85 of the formula.
+allocator reserves is 0.65 to 0.97 of the formula.
 """
 
 import re
