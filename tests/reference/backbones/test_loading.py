@@ -426,8 +426,7 @@ for i in range(1, len(sys.argv), 2):
 """
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow  # reads /proc, so on Linux
 def test_a_model_is_never_in_memory_twice(tmp_path: Path) -> None:
     config = LumosXConfig(dim=768, num_heads=6, ffn_dim=3072, num_layers=4, text_dim=64)
     big = random_model(config)
