@@ -37,6 +37,13 @@ SWEEP = [
     for name in LAYOUTS
 ]
 
+HALVES = [  # where float32 takes seconds more and says no more
+    pytest.param(*one.values, id=one.id, marks=pytest.mark.slow)
+    if one.values[0] == torch.float32
+    else one
+    for one in SWEEP
+]
+
 
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
     generator = torch.Generator().manual_seed(seed)

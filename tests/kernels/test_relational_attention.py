@@ -35,7 +35,12 @@ def test_relational_attention(dtype: torch.dtype, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "heads, head_dim, dtype", [(1, 10, HALF[0]), (2, 32, HALF[1]), (3, 64, HALF[0])]
+    "heads, head_dim, dtype",
+    [
+        (1, 10, HALF[0]),
+        pytest.param(2, 32, HALF[1], marks=pytest.mark.slow),
+        pytest.param(3, 64, HALF[0], marks=pytest.mark.slow),
+    ],
 )
 def test_head_sizes_in_half_precision(heads: int, head_dim: int, dtype: torch.dtype) -> None:
     case = Case("frames of one tile", dtype, heads=heads, head_dim=head_dim, seeds=1)

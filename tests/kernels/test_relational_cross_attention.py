@@ -10,7 +10,7 @@ from lumosx_rt.kernels.relational_cross_attention import bias_table, relational_
 from lumosx_rt.reference.backbones import ops
 from lumosx_rt.reference.backbones.ops import CrossAttention, WordBias
 from tests.helpers.budget import assert_gradients_within_budget, assert_within_budget, relative
-from tests.kernels.cases import HALF, LAYOUTS, SWEEP, Case
+from tests.kernels.cases import HALF, HALVES, LAYOUTS, Case
 
 BIASED = [
     pytest.param(name, marks=pytest.mark.slow if name.startswith("vis") else [])
@@ -38,13 +38,20 @@ def assert_is_right(case: Case) -> None:
         assert_within_budget(part, *each)
 
 
-@pytest.mark.parametrize("dtype, name", SWEEP)
+@pytest.mark.parametrize("dtype, name", HALVES)
 def test_relational_cross_attention(dtype: torch.dtype, name: str) -> None:
     case = Case(name, dtype, heads=2 if name == "groups of one to four" else 1)
     assert_is_right(case)
 
 
-@pytest.mark.parametrize("text_len, dtype", [(1, HALF[0]), (32, HALF[1]), (40, HALF[0])])
+@pytest.mark.parametrize(
+    "text_len, dtype",
+    [
+        pytest.param(1, HALF[0], marks=pytest.mark.slow),
+        pytest.param(32, HALF[1], marks=pytest.mark.slow),
+        (40, HALF[0]),
+    ],
+)
 def test_texts_that_end_beside_and_on_the_tiles(text_len: int, dtype: torch.dtype) -> None:
     case = Case("frames of one tile", dtype, heads=1, head_dim=32, text_len=text_len, seeds=1)
     assert_is_right(case)
@@ -78,6 +85,7 @@ def test_without_bias_and_with_an_empty_template() -> None:
     assert relative(biased[1], plain[1].double()) > 1e-2  # control: the bias does something
 
 
+@pytest.mark.slow
 def test_without_condition_queries() -> None:
     case = Case("frames of one tile", seeds=1)
     call = CrossAttention(case.video.q, None, case.k, case.v, case.bias, case.structure)
