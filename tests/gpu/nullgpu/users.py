@@ -153,5 +153,6 @@ def suite(folder: str, *calls: str) -> Facts:
         row = json.loads(line)
         rows[row["stage"]] = rows.get(row["stage"], 0) + 1
         if "failed" in row:
-            failed[f"{row['stage']}: {row['name']} {row['shape']}"] = row["failed"][:200]
+            said = row["failed"].replace(folder, "OUT")[:200]
+            failed[f"{row['stage']}: {row['name']} {row['shape']}"] = said
     return {"calls": list(calls), "rows": rows, "failed": failed}
